@@ -1,0 +1,1 @@
+"""Where studies are kept: SQL is the truth, MLflow is a projection of it."""
