@@ -1,0 +1,45 @@
+# `make demo` and `make test` work on a machine with nothing but Python 3.11 and make.
+
+PYTHON = $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+BIN := .venv/bin
+STAMP := .venv/.stamp
+PYTEST := $(BIN)/python -m pytest
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format lock clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv from requirements.lock; does nothing when it is up to date
+
+$(STAMP): requirements.lock pyproject.toml tools/environment.py
+	@test -n "$(PYTHON)" || { echo "setup: no python3 found; Python 3.11 or newer is needed" >&2; exit 1; }
+	@"$(PYTHON)" tools/environment.py setup
+
+demo: setup  ## Tune four optimizers on real data and print which one is best (about 5 minutes)
+	$(BIN)/tuner study start studies/digits.toml --replace
+
+test: check  ## Check everything and run the tests (about 5 minutes)
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow"
+
+test-all: check  ## The same with the slow tests
+	$(PYTEST) -n $(WORKERS) --dist loadfile
+
+check: setup  ## Lint, format, types and the house rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(PYTEST) tests/test_house.py
+
+format: setup  ## Let ruff fix and format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock:  ## Pin every dependency anew from the ranges in pyproject.toml
+	@"$(PYTHON)" tools/environment.py lock
+
+clean:  ## Remove the environment and every cache; results under .tuner/ stay
+	rm -rf .venv .venv.lock build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
