@@ -1,0 +1,1 @@
+"""Every released schema and the steps between them."""
