@@ -23,7 +23,7 @@ LAYERS = {
         ("optimizers.clipping", "optimizers.schedules", "optimizers.groups", "optimizers.monitor"),
         ("optimizers.engines", "optimizers.population"),
         ("optimizers.optimizer",),
-        ("optimizers.wrappers",),
+        ("optimizers.classes", "optimizers.wrappers"),
         ("optimizers",),
     ),
     "tuner": (

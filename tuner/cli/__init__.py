@@ -1,0 +1,1 @@
+"""The command line: parse, call the library once, render. Nothing heavy is imported at the top."""

@@ -1,0 +1,76 @@
+"""`tuner init`: a task and a study to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tuner.cli.render import note
+from tuner.errors import UsageError
+
+TASK = """\
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from tuner import Task
+
+
+def build():
+    x = torch.randn(1200, 20, generator=torch.Generator().manual_seed(0))
+    y = (x[:, :10].sum(1) * x[:, 10:].sum(1) > 0).long()
+    return Task(
+        model=lambda: nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2)),
+        train=TensorDataset(x[:1000], y[:1000]),
+        val=TensorDataset(x[1000:], y[1000:]),
+        loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        metrics=lambda model, batch: {
+            "acc": (model(batch[0]).argmax(1) == batch[1]).float().mean()
+        },
+    )
+"""
+
+STUDY = """\
+[study]
+task = "{name}:build"
+metric = "acc"
+direction = "maximize"
+preset = "quick"
+
+[[arms]]
+optimizer = "adamw"
+schedule = "warmup_cosine"
+
+[[arms]]
+optimizer = "sgd"
+schedule = "cosine"
+optimizer_args = {{ momentum = 0.9 }}
+"""
+
+
+@click.command()
+@click.argument("name", default="mytask")
+def init(name: str) -> None:
+    """Write a task and a study of it, which run at once.
+
+    The files are NAME.py and NAME.toml. Put your own model, data and loss into them. Files that exist are never touched.
+
+    \b
+    Examples:
+      tuner init
+      tuner init speech && tuner study start speech.toml
+    """
+    if not name.isidentifier():
+        raise UsageError(f"NAME = {name!r}: allowed: a name that Python can import")
+    files = {
+        Path(f"{name}.py"): TASK,
+        Path(f"{name}.toml"): STUDY.format(name=name),
+    }
+    for path in files:
+        if path.exists():
+            raise UsageError(f"{path} exists already; give another NAME")
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+        click.echo(path)
+    note(f"next: tuner study start {name}.toml")

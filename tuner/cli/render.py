@@ -1,0 +1,43 @@
+"""How results are printed: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; NaN and infinity become null, which every reader accepts."""
+    click.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows on stdout: a terminal gets its own width, a pipe never loses a character."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    console = Console(markup=False, highlight=False)
+    width = console.width if console.is_terminal else console.measure(table).maximum
+    console.print(table, width=width, crop=False)
+
+
+def note(message: str) -> None:
+    """Say something to the person in front of the screen, on stderr."""
+    click.echo(message, err=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
