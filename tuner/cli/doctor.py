@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -110,7 +111,11 @@ def _task(path: str) -> str:
     from tuner.task import load_task
 
     task = load_task(path, (str(Path.cwd()),))
-    return f"{path}: {type(task).__name__} builds"
+    return f"{path}: {_size(task.train)} training and {_size(task.val)} validation examples"
+
+
+def _size(data: Any) -> int:
+    return len(data)
 
 
 def _exists(sqlite_url: str) -> bool:

@@ -54,7 +54,8 @@ optimizer_args = {{ momentum = 0.9 }}
 def init(name: str) -> None:
     """Write a task and a study of it, which run at once.
 
-    The files are NAME.py and NAME.toml. Put your own model, data and loss into them. Files that exist are never touched.
+    The files are NAME.py and NAME.toml. Put your own model, data and loss into them. Files that
+    exist are never touched.
 
     \b
     Examples:

@@ -34,7 +34,8 @@ def mlflow() -> None:
 def sync(context: Context, name: str, as_json: bool) -> None:
     """Send what MLflow lacks of study NAME.
 
-    Nothing is sent twice. For a tracking server that was down during the study, or that lost its data.
+    Nothing is sent twice. For a tracking server that was down during the study, or that lost its
+    data.
 
     \b
     Example:
