@@ -1,0 +1,185 @@
+"""Gradient clipping: pure functions from gradients to norms and scales.
+
+An optimizer multiplies scales into its update and never writes into a gradient.
+`clip_by_global_norm` is the whole of it for callers that want clipped gradients (a population of
+models under vmap), and `clip_grad_norm_` the in-place form with torch's signature.
+
+Norms accumulate in float32 at least, also for half precision gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from optimizers.core import Scalar, where
+
+Scales: TypeAlias = list[Scalar]
+
+
+def grad_norm(grad: Tensor) -> Tensor:
+    """The L2 norm of one gradient, 0-D, in float32 or wider; sparse ones by summed entries."""
+    if grad.is_sparse:
+        grad = grad.coalesce().values()
+    wide = grad.dtype if grad.dtype in (torch.float64, torch.complex128) else None
+    if wide is None:
+        wide = torch.complex64 if grad.is_complex() else torch.float32
+    norm: Tensor = torch.linalg.vector_norm(grad, dtype=wide)
+    return norm
+
+
+def combine_norms(norms: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of everything, from the norms of its parts; 0-D, on the first part's device."""
+    if not norms:
+        return torch.tensor(0.0)
+    device = norms[0].device
+    wide = torch.float64 if device.type != "mps" else torch.float32
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device, wide) for n in norms]))
+    return total
+
+
+def global_norm(grads: Iterable[Tensor]) -> Tensor:
+    """The L2 norm over all gradients together, 0-D."""
+    return combine_norms([grad_norm(grad) for grad in grads])
+
+
+def norm_scale(norm: Scalar, limit: Scalar) -> Scalar:
+    """``min(1, limit / norm)``, exactly 1 inside the limit: small gradients stay bit-identical."""
+    over = norm > limit
+    return where(over, limit / where(over, norm, 1.0), 1.0)
+
+
+def unit_norms(tensor: Tensor) -> Tensor:
+    """Norms of the units of a weight, broadcastable to it.
+
+    A unit is an output row: all dimensions but the first are reduced; a vector or scalar is one
+    unit.
+    """
+    dims = tuple(range(1, tensor.dim())) if tensor.dim() > 1 else None
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+    return norms
+
+
+def agc_scale(grad: Tensor, param: Tensor, limit: Scalar, eps: float = 1e-3) -> Tensor:
+    """Adaptive clipping: each unit's gradient norm at most ``limit · max(‖param‖, eps)``.
+
+    Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", 2021.
+    """
+    largest = limit * unit_norms(param).clamp(min=eps)
+    norms = unit_norms(grad)
+    return torch.where(norms > largest, largest / norms, torch.ones_like(norms))
+
+
+def clip_by_global_norm(
+    grads: Mapping[str, Tensor], limit: Scalar
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Scale all gradients together to a norm of at most ``limit``; returns them and the norm.
+
+    Pure and free of data-dependent branches, so that it runs per model under vmap.
+    """
+    squares = [(grad * grad).sum(dtype=torch.float64) for grad in grads.values()]
+    norm = torch.stack(squares).sum().sqrt()
+    scale = norm_scale(norm, limit)
+    return {name: grad * scale for name, grad in grads.items()}, norm
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Scale gradients in place to an L2 norm of at most ``max_norm``; returns the norm before.
+
+    Gradients with a non-finite norm are left as they are, so that the optimizer's own check can
+    skip the step and name the parameter. Raises RuntimeError for them if ``error_if_nonfinite``.
+    """
+    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    grads = [param.grad for param in params if param.grad is not None]
+    norm = global_norm(grads)
+    if not torch.isfinite(norm):
+        if error_if_nonfinite:
+            raise RuntimeError(f"the gradients' norm is {norm.item()}")
+        return norm
+    scale = norm_scale(norm.item(), max_norm)
+    for grad in grads:
+        grad.mul_(scale)
+    return norm
+
+
+def _by_global_norm(
+    grads: Sequence[Tensor],
+    params: Sequence[Tensor],
+    norms: Sequence[float],
+    total: float,
+    limit: float,
+) -> Scales:
+    return [norm_scale(total, limit)] * len(grads)
+
+
+def _per_layer(
+    grads: Sequence[Tensor],
+    params: Sequence[Tensor],
+    norms: Sequence[float],
+    total: float,
+    limit: float,
+) -> Scales:
+    return [norm_scale(norm, limit) for norm in norms]
+
+
+def _agc(
+    grads: Sequence[Tensor],
+    params: Sequence[Tensor],
+    norms: Sequence[float],
+    total: float,
+    limit: float,
+) -> Scales:
+    return [agc_scale(grad, param, limit) for grad, param in zip(grads, params, strict=True)]
+
+
+SCALINGS: Mapping[
+    str, Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[float], float, float], Scales]
+] = MappingProxyType(
+    {"clip_norm": _by_global_norm, "clip_per_layer": _per_layer, "clip_agc": _agc}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What happens to gradients before the rule; ``kind`` is the optimizer's argument, or None."""
+
+    kind: str | None = None
+    limit: float = 0.0
+
+    @property
+    def value(self) -> float | None:
+        """The bound on each entry, if that is the kind."""
+        return self.limit if self.kind == "clip_value" else None
+
+    def scales(
+        self,
+        grads: Sequence[Tensor],
+        params: Sequence[Tensor],
+        norms: Sequence[float],
+        total: float,
+    ) -> Scales:
+        """One factor per gradient: a number, or a tensor that broadcasts to the gradient."""
+        if self.kind is None or self.kind not in SCALINGS:
+            return [1.0] * len(grads)
+        return SCALINGS[self.kind](grads, params, norms, total, self.limit)
+
+
+def parse(owner: str, **limits: float | None) -> Clip:
+    """The one kind of clipping that was asked for.
+
+    Raises ValueError for a limit that is not positive or for more than one kind.
+    """
+    given = {kind: limit for kind, limit in limits.items() if limit is not None}
+    for kind, limit in given.items():
+        if not limit > 0:
+            raise ValueError(f"{owner}: {kind}={limit!r} is not valid; allowed: value > 0, or None")
+    if len(given) > 1:
+        raise ValueError(f"{owner}: {', '.join(given)} given together; allowed: one of them")
+    return next((Clip(kind, float(limit)) for kind, limit in given.items()), Clip())

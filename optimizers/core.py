@@ -1,0 +1,297 @@
+"""What an optimizer is: a row of data around one pure function.
+
+    update(grad, param, state, hyper, t) -> (direction, new_state)
+
+is written for ONE tensor and SCALAR hyperparameters, without a Python ``if`` on a number.
+`advance` applies weight decay and learning rate for every rule. The caller decides what "one
+tensor" and "scalar" are: eager tensors with floats, a compiled kernel with 0-D float64 tensors,
+or a stack of K trials with (K,) hyperparameters under ``torch.func.vmap``.
+
+``hyper`` carries each hyperparameter by name (``hyper.lr``, ``hyper.beta1``), each `Option`
+(static: a rule may branch on it) and the shared scalars of a `ModelHook`. ``state`` is a flat
+dict of tensors; a rule returns new tensors and never writes into what it was given. ``t`` counts
+from 1 the updates this state has absorbed, so a parameter whose gradient comes late starts at 1.
+Parameters arrive real (complex ones as pairs of reals) and in the precision of the arithmetic
+(float32 for half precision parameters).
+
+How a rule says what it needs:
+
+- ``scope="element"``: entries do not see each other, so engines may cut, flatten and join tensors.
+- ``scope="tensor"``: norms or matrices over one whole tensor (lamb, adafactor, muon).
+- ``scope="model"``: sums over all parameters, through `ModelHook` (prodigy).
+- ``state(param, hyper)`` allocates on the host with plain numbers. A 0-D tensor is a scalar per
+  parameter (nadam's ``mu_product``); any other shape is allowed for scope "tensor" (factors,
+  bases).
+- ``points``: training and evaluation happen at different points (`Points`, schedule-free).
+- ``observe``: folds an extra gradient into the state, called by ``opt.update_hessian()`` (sophia).
+- ``partner``: parameters the rule cannot handle go to another rule in the same optimizer (muon).
+- ``weight_decay_mode="inside"``: the rule itself reads ``hyper.weight_decay`` (lamb, lars).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from types import SimpleNamespace
+from typing import Any, Literal, TypeAlias, overload
+
+import torch
+from torch import Tensor
+
+Scalar: TypeAlias = float | Tensor
+State: TypeAlias = dict[str, Tensor]
+Values: TypeAlias = SimpleNamespace
+Scope: TypeAlias = Literal["element", "tensor", "model"]
+DecayMode: TypeAlias = Literal["l2", "decoupled", "independent", "inside", "none"]
+BatchScaling: TypeAlias = Literal["linear", "sqrt", "none"]
+Update: TypeAlias = Callable[[Tensor, Tensor, State, Values, Scalar], tuple[Tensor, State]]
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """One numeric hyperparameter: its default, the values that are valid, and where to search.
+
+    ``low``, ``high`` bound the search; ``log`` searches the logarithm and ``complement`` searches
+    ``1 - value`` (on the log scale for betas, where 0.9 and 0.999 are far apart). ``priority``
+    says when a search may afford it: 1 always, 2 with a medium budget, 3 with a large one, 0
+    never. ``source`` is where the range comes from. Valid values satisfy ``at_least <= value <=
+    at_most`` and ``above < value < below``.
+    """
+
+    default: float
+    low: float
+    high: float
+    log: bool = False
+    doc: str = ""
+    complement: bool = False
+    priority: int = 0
+    source: str = ""
+    at_least: float = -inf
+    at_most: float = inf
+    above: float = -inf
+    below: float = inf
+
+    @property
+    def allowed(self) -> str:
+        """The valid values in words, as used in error messages."""
+        lower = f"{self.at_least:g} <= " if self.at_least > self.above else f"{self.above:g} < "
+        upper = f" <= {self.at_most:g}" if self.at_most < self.below else f" < {self.below:g}"
+        return f"{lower}value{upper}"
+
+    def validate(self, owner: str, name: str, value: object) -> None:
+        """Raise ValueError, or TypeError for what is no number, unless the value is valid."""
+        if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
+            raise TypeError(f"{owner}: {name}={value!r} is not a number; allowed: {self.allowed}")
+        inside = self.at_least <= value <= self.at_most and self.above < value < self.below
+        if not inside:
+            raise ValueError(f"{owner}: {name}={value!r} is not valid; allowed: {self.allowed}")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One static choice, such as ``nesterov``; a rule may branch on it in Python."""
+
+    default: bool | str
+    choices: tuple[bool | str, ...]
+    doc: str = ""
+
+    def validate(self, owner: str, name: str, value: object) -> None:
+        """Raise ValueError, in one line, unless the value is one of the choices."""
+        if value not in self.choices:
+            allowed = ", ".join(map(repr, self.choices))
+            raise ValueError(f"{owner}: {name}={value!r} is not valid; allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class ModelHook:
+    """Sums over all parameters, taken before any parameter moves (prodigy's distance estimate).
+
+    ``initial(hyper)`` gives the shared scalars; ``partial(grad, param, state, hyper, t) -> (sums,
+    new_state)`` is each parameter's contribution; ``combine(sums, shared, hyper, t) -> shared``
+    turns the totals into new shared scalars, which `Rule.update` then reads as attributes of
+    ``hyper``.
+    """
+
+    initial: Callable[[Values], dict[str, float]]
+    partial: Callable[[Tensor, Tensor, State, Values, Scalar], tuple[dict[str, Tensor], State]]
+    combine: Callable[[dict[str, Tensor], dict[str, Scalar], Values, Scalar], dict[str, Scalar]]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where a rule evaluates, when not where it trains: pure maps between the two points."""
+
+    to_eval: Callable[[Tensor, State, Values], Tensor]
+    to_train: Callable[[Tensor, State, Values], Tensor]
+
+
+@dataclass(frozen=True)
+class Partner:
+    """The rule for parameters that ``handles(param)`` refuses, and its arguments there."""
+
+    rule: str
+    handles: Callable[[Tensor], bool]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def no_conflict(values: Values) -> str | None:
+    """The check of rules whose hyperparameters constrain each other in no way."""
+    return None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One optimizer as data; see the module docstring for ``update``, ``state`` and the hooks.
+
+    ``hypers`` and then ``options`` are in constructor order; ``packs`` joins scalars into one
+    argument, as torch does (``{"betas": ("beta1", "beta2")}``). ``batch_scaling`` says how the
+    learning rate follows the batch size. ``check(values)`` returns what is wrong with a
+    combination of values, or None. ``equations`` is the rule in math, in the code's own names;
+    ``when`` says when to choose it.
+    """
+
+    name: str
+    class_name: str
+    update: Update
+    state: Callable[[Tensor, Values], State]
+    hypers: Mapping[str, Hyper]
+    scope: Scope
+    paper: str
+    summary: str
+    when: str
+    equations: str
+    weight_decay_mode: DecayMode
+    batch_scaling: BatchScaling
+    options: Mapping[str, Option] = field(default_factory=dict)
+    packs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    check: Callable[[Values], str | None] = no_conflict
+    sparse: bool = False
+    model: ModelHook | None = None
+    points: Points | None = None
+    observe: Callable[[Tensor, Tensor, State, Values, Scalar], State] | None = None
+    partner: Partner | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments and their defaults: packed hyperparameters, then options."""
+        hypers = {name: row.default for name, row in self.hypers.items()}
+        options = {name: row.default for name, row in self.options.items()}
+        return self.pack({**hypers, **options})
+
+    def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Join flat values (``beta1``, ``beta2``) into constructor arguments (``betas``).
+
+        Values that are packed already pass through. Raises TypeError when one argument comes both
+        ways and fills what is missing from the defaults.
+        """
+        packed: dict[str, Any] = {}
+        owner = {flat: name for name, flats in self.packs.items() for flat in flats}
+        for key, value in values.items():
+            name = owner.get(key)
+            if name is None:
+                packed[key] = value
+            elif name in values:
+                raise TypeError(f"{self.name}: {key} is part of {name}; give one of them")
+            else:
+                packed[name] = tuple(
+                    values.get(flat, self.hypers[flat].default) for flat in self.packs[name]
+                )
+        return packed
+
+    def flatten(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Split constructor arguments, or a param group, into values per hyperparameter and option.
+
+        Raises ValueError when a packed argument has another length than the rule's.
+        """
+        flat = {
+            name: arguments[name] for name in (*self.hypers, *self.options) if name in arguments
+        }
+        for name, names in self.packs.items():
+            value = arguments[name]
+            if len(value) != len(names):
+                raise ValueError(
+                    f"{self.class_name}: {name}={value!r} is not valid; allowed: "
+                    f"{len(names)} numbers"
+                )
+            flat |= zip(names, value, strict=True)
+        return flat
+
+    def validate(self, arguments: Mapping[str, Any]) -> None:
+        """Raise ValueError or TypeError unless every constructor argument is valid."""
+        flat = self.flatten(arguments)
+        rows: dict[str, Hyper | Option] = {**self.hypers, **self.options}
+        for name, row in rows.items():
+            row.validate(self.class_name, name, flat[name])
+        problem = self.check(Values(**flat))
+        if problem:
+            raise ValueError(f"{self.class_name}: {problem}")
+
+    def values(self, **changes: Any) -> Values:
+        """The defaults as an update sees them, with flat changes (tests, documentation)."""
+        return Values(**(self.flatten(self.arguments) | changes))
+
+    def memory(self, shape: tuple[int, ...] = (1024, 1024), **changes: Any) -> float:
+        """Arrays of state per parameter entry, for a parameter of this shape."""
+        param = torch.empty(shape, device="meta")
+        state = self.state(param, self.values(**changes))
+        return sum(tensor.numel() for tensor in state.values() if tensor.dim()) / param.numel()
+
+
+@overload
+def where(condition: Any, yes: Tensor, no: Scalar) -> Tensor: ...
+@overload
+def where(condition: Any, yes: Scalar, no: Tensor) -> Tensor: ...
+@overload
+def where(condition: Any, yes: Scalar, no: Scalar) -> Scalar: ...
+def where(condition: Any, yes: Scalar, no: Scalar) -> Scalar:
+    """``yes if condition else no`` for a condition that is a bool or a tensor."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
+
+
+def ema(old: Tensor, new: Tensor, beta: Scalar) -> Tensor:
+    """Exponential moving average ``beta·old + (1 - beta)·new``."""
+    if isinstance(beta, Tensor):  # lerp rejects a float64 weight on float32 tensors
+        return beta * old + (1 - beta) * new
+    return torch.lerp(old, new, 1 - beta)
+
+
+def ema_square(old: Tensor, new: Tensor, beta: Scalar) -> Tensor:
+    """Exponential moving average of the square, ``beta·old + (1 - beta)·new²``."""
+    if isinstance(beta, Tensor):
+        return beta * old + (1 - beta) * new * new
+    return torch.addcmul(old * beta, new, new, value=1 - beta)
+
+
+def add_scaled(base: Tensor, other: Tensor, scale: Scalar) -> Tensor:
+    """``base + scale·other``."""
+    if isinstance(scale, Tensor):
+        return base + scale * other
+    return torch.add(base, other, alpha=scale)
+
+
+def bias_correction(beta: Scalar, t: Scalar) -> Scalar:
+    """``1 - beta^t``: what an average that started at zero has to be divided by after t updates."""
+    correction: Scalar = 1 - beta**t
+    return correction
+
+
+def advance(
+    rule: Rule, mode: DecayMode, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
+) -> tuple[Tensor, State]:
+    """One step of one tensor with weight decay and learning rate; pure.
+
+    ``hyper.schedule`` is the schedule's factor, already contained in ``hyper.lr``; only the decay
+    that is independent of the learning rate reads it. Returns the new parameter and the new
+    state.
+    """
+    if mode == "l2":
+        grad = add_scaled(grad, param, hyper.weight_decay)
+    direction, state = rule.update(grad, param, state, hyper, t)
+    if mode == "decoupled":
+        param = param * (1 - hyper.lr * hyper.weight_decay)
+    elif mode == "independent":
+        param = param * (1 - hyper.schedule * hyper.weight_decay)
+    return add_scaled(param, direction, -hyper.lr), state

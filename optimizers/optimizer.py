@@ -1,0 +1,317 @@
+"""The torch.optim.Optimizer around a rule: groups, clipping, schedule, skipping, checkpoints.
+
+A drop-in for torch's own: the same param groups, closures, hooks and ``state_dict`` layout.
+Different from them: ``group["lr"]`` is the base learning rate and a ``schedule`` multiplies it
+inside the step, so that it composes with torch's LR schedulers and with changes of
+``param_groups`` by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from optimizers import clipping
+from optimizers.core import Rule, State, Values
+from optimizers.engines import Batch, compute_dtype, get_engine
+from optimizers.schedules import Schedule
+from optimizers.signatures import signature
+
+logger = logging.getLogger("optimizers")
+
+Group = dict[str, Any]
+DECAY_MODES = ("l2", "decoupled", "independent", "inside")
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base of every optimizer class; a subclass only adds its ``rule`` and a constructor signature.
+
+    After the rule's own hyperparameters every class takes:
+
+    maximize: climb instead of descend. weight_decay_mode: "l2" (into the gradient), "decoupled"
+    (lr·wd), "independent" (schedule·wd, not lr), or
+        "inside" for rules that place it themselves; None is the rule's own.
+    clip_norm, clip_value, clip_per_layer, clip_agc: at most one; the gradients themselves never
+    change. schedule, total_steps: multiplies the learning rate (`optimizers.schedules`).
+    skip_nonfinite: skip the step when a gradient is not finite; counted in ``skipped_steps``.
+    engine: how the rule runs (`optimizers.engines`).
+
+    Raises ValueError for values out of bounds, TypeError for sparse gradients of rules that have
+    no sparse form and for complex parameters of rules that are not elementwise.
+    """
+
+    rule: ClassVar[Rule]
+
+    def __init__(self, params: Iterable[Any], *args: Any, **kwargs: Any) -> None:
+        bound = signature(self.rule).bind(params, *args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        owner = self.rule.class_name
+        limits = {name: given[name] for name in ("clip_value", *clipping.SCALINGS)}
+        self.clip = clipping.parse(owner, **limits)
+        self.schedule: Schedule | None = given["schedule"]
+        self.total_steps: int | None = given["total_steps"]
+        self._check_schedule()
+        self.skip_nonfinite: bool = given["skip_nonfinite"]
+        self.engine: str = given["engine"]
+        get_engine(self.engine)
+        self.skipped_steps = 0
+        self.nonfinite_parameter: str | None = None
+        self.last_grad_norm: float | None = None
+        self._last_lrs: list[float] | None = None
+        self._zeros: dict[int, tuple[bool, ...]] = {}
+        defaults = {name: given[name] for name in self.rule.arguments}
+        defaults["maximize"] = given["maximize"]
+        defaults["weight_decay_mode"] = given["weight_decay_mode"] or self.rule.weight_decay_mode
+        defaults["schedule_step"] = 0
+        super().__init__(given["params"], defaults)
+
+    def _check_schedule(self) -> None:
+        owner = self.rule.class_name
+        if self.total_steps is not None and not self.total_steps > 0:
+            raise ValueError(
+                f"{owner}: total_steps={self.total_steps!r} is not valid; allowed: > 0"
+            )
+        if self.schedule is None:
+            return
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(
+                f"{owner}: schedule={self.schedule!r} is not valid; allowed: a schedule of "
+                "optimizers.schedules, such as schedules.warmup_cosine(warmup=0.05)"
+            )
+        if self.schedule.needs_total_steps and self.total_steps is None:
+            raise ValueError(f"{owner}: schedule {self.schedule.name!r} needs total_steps=...")
+
+    # Groups ---------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group; raises ValueError for values out of bounds."""
+        super().add_param_group(param_group)
+        try:
+            self._validate_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            del self.param_groups[-1]
+            raise
+
+    def _validate_group(self, group: Group) -> None:
+        owner = self.rule.class_name
+        self.rule.validate(group)
+        mode = group["weight_decay_mode"]
+        allowed = [
+            m for m in DECAY_MODES if m != "inside" or self.rule.weight_decay_mode == "inside"
+        ]
+        if mode not in allowed:
+            raise ValueError(
+                f"{owner}: weight_decay_mode={mode!r} is not valid; allowed: {', '.join(allowed)}"
+            )
+        if self.rule.scope != "element" and any(p.is_complex() for p in group["params"]):
+            raise TypeError(f"{owner}: complex parameters are not supported")
+
+    def parameter_name(self, group_index: int, index: int) -> str:
+        """The name of a parameter, as good as it is known."""
+        group = self.param_groups[group_index]
+        if "param_names" in group:
+            return str(group["param_names"][index])
+        shape = tuple(group["params"][index].shape)
+        return f"parameter {index} of group {group_index}, shape {shape}"
+
+    # Learning rate --------------------------------------------------------------------------------
+
+    def _factor(self, group: Group) -> float:
+        if self.schedule is None:
+            return 1.0
+        return self.schedule.factor(group["schedule_step"], self.total_steps or 1)
+
+    @property
+    def current_lrs(self) -> list[float]:
+        """Per group, the learning rate of the last step; before any step, of the first."""
+        if self._last_lrs is None:
+            return [float(group["lr"]) * self._factor(group) for group in self.param_groups]
+        return self._last_lrs
+
+    @property
+    def current_lr(self) -> float:
+        """The first group's learning rate in the last step; before any step, in the first."""
+        return self.current_lrs[0]
+
+    def hyper(self, group: Group) -> Values:
+        """The numbers and options that a rule sees for a group, schedule included."""
+        flat = self.rule.flatten(group)
+        factor = self._factor(group)
+        flat = {key: float(v) if isinstance(v, Tensor) else v for key, v in flat.items()}
+        # an LR scheduler on top counts as schedule too: independent decay follows it
+        initial = group.get("initial_lr")
+        relative = flat["lr"] / float(initial) if initial else 1.0
+        flat["schedule"] = factor * relative
+        flat["lr"] *= factor
+        momentum = self._cycled_momentum(group)
+        if momentum is not None:
+            flat["momentum" if "momentum" in flat else "beta1"] = momentum
+        return Values(**flat)
+
+    def _cycled_momentum(self, group: Group) -> float | None:
+        if self.schedule is None or not {"momentum", "beta1"} & self.rule.hypers.keys():
+            return None
+        return self.schedule.momentum(group["schedule_step"], self.total_steps or 1)
+
+    # The step -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; returns the closure's loss, if there is one.
+
+        A step with a non-finite gradient changes nothing but ``skipped_steps``.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        batches = [self._batch(group) for group in self.param_groups]
+        if not self._scale(batches):
+            return loss
+        self._last_lrs = [batch.hyper.lr for batch in batches]
+        run = get_engine(self.engine)
+        for group, batch in zip(self.param_groups, batches, strict=True):
+            self._prepare_states(group, batch)
+            run(batch)
+            group["schedule_step"] += 1
+        return loss
+
+    def _batch(self, group: Group) -> Batch:
+        params = [param for param in group["params"] if param.grad is not None]
+        hyper = self.hyper(group)
+        return Batch(
+            rule=self.rule,
+            mode="none" if hyper.weight_decay == 0 else group["weight_decay_mode"],
+            hyper=hyper,
+            params=params,
+            grads=[self._dense(param.grad) for param in params],
+            bound=self.clip.value,
+            maximize=group["maximize"],
+        )
+
+    def _dense(self, grad: Tensor) -> Tensor:
+        if not grad.is_sparse:
+            return grad
+        if not self.rule.sparse:
+            raise TypeError(f"{self.rule.class_name} does not support sparse gradients")
+        return grad.to_dense()
+
+    def _scale(self, batches: list[Batch]) -> bool:
+        """Fill in the clipping scales; False when the step has to be skipped."""
+        grads = [grad for batch in batches for grad in batch.grads]
+        params = [param for batch in batches for param in batch.params]
+        norms = [float(norm) for norm in map(clipping.grad_norm, grads)]
+        total = float(clipping.combine_norms([torch.tensor(n, dtype=torch.float64) for n in norms]))
+        self.last_grad_norm = total
+        if self.skip_nonfinite and not total < float("inf") and self._report_nonfinite():
+            return False
+        scales = iter(self.clip.scales(grads, params, norms, total))
+        for batch in batches:
+            batch.scales.extend(next(scales) for _ in batch.grads)
+        return True
+
+    def _report_nonfinite(self) -> bool:
+        """Name the first offending parameter; False when the norm overflowed on finite ones."""
+        for group_index, group in enumerate(self.param_groups):
+            for index, param in enumerate(group["params"]):
+                if param.grad is None or bool(torch.isfinite(self._dense(param.grad)).all()):
+                    continue
+                self.nonfinite_parameter = self.parameter_name(group_index, index)
+                self.skipped_steps += 1
+                logger.warning(
+                    "step skipped: the gradient of %s is not finite (%d skipped so far)",
+                    self.nonfinite_parameter,
+                    self.skipped_steps,
+                )
+                return True
+        return False
+
+    # State ----------------------------------------------------------------------------------------
+
+    def _prepare_states(self, group: Group, batch: Batch) -> None:
+        """Allocate missing state, count the update, and hand the rule's tensors to the batch."""
+        zeros = tuple(getattr(batch.hyper, name) == 0 for name in self.rule.hypers)
+        # a hyperparameter that leaves zero may need state that was not there (momentum)
+        changed = self._zeros.get(id(group)) != zeros
+        self._zeros[id(group)] = zeros
+        for index, param in enumerate(batch.params):
+            state = self.state[param]
+            if not state or changed:
+                self._allocate(param, state, batch.hyper)
+            state["step"] += 1
+            batch.steps.append(state["step"].item())
+            batch.states.append({key: _real(v) for key, v in state.items() if key != "step"})
+            batch.params[index] = _real(param)
+            batch.grads[index] = _real(batch.grads[index])
+
+    def _allocate(self, param: Tensor, state: State, hyper: Values) -> None:
+        real = _real(param.detach())
+        fresh = self.rule.state(real.to(compute_dtype(param.dtype)), hyper)
+        if state and fresh.keys() <= state.keys():
+            return
+        state.clear()
+        state["step"] = torch.tensor(0.0, dtype=torch.float32)
+        for key, value in fresh.items():
+            is_pair = param.is_complex() and value.shape == real.shape
+            state[key] = torch.view_as_complex(value) if is_pair else value
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this class or of torch's optimizer with the same rule.
+
+        State comes back in the precision this library computes in; nothing is shared with
+        ``state_dict``.
+        """
+        super().load_state_dict(state_dict)
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for number, param in zip(ids, params, strict=True):
+            saved = state_dict["state"].get(number)
+            if saved:
+                self.state[param] = self._restore(param, saved)
+        newest = max((float(s["step"]) for s in self.state.values() if "step" in s), default=0.0)
+        for group in self.param_groups:
+            group.setdefault("maximize", False)
+            group.setdefault("weight_decay_mode", self.defaults["weight_decay_mode"])
+            group.setdefault("schedule_step", int(newest))
+            for name in self.rule.options:
+                group.setdefault(name, self.defaults[name])
+            self._validate_group(group)
+        self._last_lrs = None
+        self._zeros = {}
+
+    def _restore(self, param: Tensor, saved: dict[str, Any]) -> State:
+        wide = torch.float32 if param.dtype in (torch.float16, torch.bfloat16) else None
+        state = {
+            key: value.to(param.device, wide if value.is_floating_point() else None, copy=True)
+            for key, value in saved.items()
+            if isinstance(value, Tensor) and key != "step"
+        }
+        # torch's SGD counts no steps; what matters there is that the first one is over
+        step = float(saved.get("step", 1.0 if state else 0.0))
+        state["step"] = torch.tensor(step, dtype=torch.float32)
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        hooks = {key for key in self.__dict__ if key.endswith("_hooks")}
+        return {key: value for key, value in self.__dict__.items() if key not in hooks}
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def make_class(rule: Rule, module: str = __name__) -> type[Optimizer]:
+    """The optimizer class of a rule, with its real signature and a docstring from the row."""
+    doc = f"{rule.summary}\n\n{rule.equations.strip()}\n\nWhen: {rule.when}\nSource: {rule.paper}\n"
+    namespace = {
+        "rule": rule,
+        "__doc__": doc,
+        "__module__": module,
+        "__signature__": signature(rule),
+    }
+    return cast(type[Optimizer], type(rule.class_name, (Optimizer,), namespace))

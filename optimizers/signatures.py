@@ -1,0 +1,49 @@
+"""Constructor signatures of the optimizer classes, derived from the rules' rows."""
+
+from __future__ import annotations
+
+import inspect
+from inspect import Parameter
+from typing import Any
+
+from optimizers.core import Rule
+
+# What every optimizer takes after its own hyperparameters: name -> (annotation, default).
+SHELL: dict[str, tuple[str, Any]] = {
+    "maximize": ("bool", False),
+    "weight_decay_mode": ("str | None", None),
+    "clip_norm": ("float | None", None),
+    "clip_value": ("float | None", None),
+    "clip_per_layer": ("float | None", None),
+    "clip_agc": ("float | None", None),
+    "schedule": ("Schedule | None", None),
+    "total_steps": ("int | None", None),
+    "skip_nonfinite": ("bool", True),
+    "engine": ("str", "auto"),
+}
+
+
+def annotation(value: Any) -> str:
+    """The type of an argument, from its default."""
+    if isinstance(value, tuple):
+        return f"tuple[{', '.join(['float'] * len(value))}]"
+    return type(value).__name__
+
+
+def rule_parameters(rule: Rule) -> dict[str, tuple[str, Any]]:
+    """The rule's own constructor arguments: name -> (annotation, default)."""
+    return {name: (annotation(default), default) for name, default in rule.arguments.items()}
+
+
+def signature(rule: Rule) -> inspect.Signature:
+    """``(params, lr=..., betas=..., *, maximize=False, clip_norm=None, ...)``."""
+    positional = Parameter.POSITIONAL_OR_KEYWORD
+    own = [
+        Parameter(name, positional, default=default, annotation=kind)
+        for name, (kind, default) in rule_parameters(rule).items()
+    ]
+    shell = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in SHELL.items()
+    ]
+    return inspect.Signature([Parameter("params", positional, annotation="ParamsT"), *own, *shell])
