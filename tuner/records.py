@@ -16,7 +16,7 @@ Direction = Literal["minimize", "maximize"]
 Stage = Literal["defaults", "lr-range", "explore", "confirm", "decide"]
 TrialState = Literal["running", "interrupted", "completed", "diverged", "pruned", "failed"]
 StudyState = Literal["running", "stopped", "completed", "failed"]
-FailureKind = Literal["diverged", "out_of_memory", "killed", "user_error"]
+FailureKind = Literal["diverged", "out_of_memory", "killed", "user_error", "internal"]
 JobKind = Literal["check", "lr_range", "train"]
 
 
@@ -31,7 +31,7 @@ class Failure(Record):
 
     kind: FailureKind
     message: str  # one line
-    traceback: str = ""  # the user's part of the stack; empty unless kind is "user_error"
+    traceback: str = ""  # "user_error": the user's part of the stack; "internal" (our bug): all
 
 
 class Configuration(Record):
