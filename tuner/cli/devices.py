@@ -12,7 +12,7 @@ from tuner.cli.render import print_json, print_table
 @click.option("--slots", type=click.IntRange(min=1), help="Ask for this many slots.")
 @json_option
 def devices(slots: int | None, as_json: bool) -> None:
-    """List the slots of this machine; a study runs one trial at a time on each.
+    """List the slots of this machine: one trial runs on each.
 
     One slot for every GPU, or for every physical core where there is none. CUDA_VISIBLE_DEVICES
     and the CPU affinity of this process are respected.

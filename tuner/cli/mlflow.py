@@ -61,7 +61,9 @@ def sync(context: Context, name: str, as_json: bool) -> None:
 @click.option("--print", "only_print", is_flag=True, help="Print the command, do not run it.")
 @pass_context
 def ui(context: Context, only_print: bool) -> None:
-    """Open the dashboard of the local MLflow store, or print a server's address.
+    """Open the dashboard.
+
+    For a tracking server its address is printed instead.
 
     \b
     Examples:
