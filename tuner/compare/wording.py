@@ -1,0 +1,149 @@
+"""Plain words for numbers: notes, numbers with their uncertainty, and the answer sentence.
+
+A difference that was not found is never called equality: it says which difference the data
+leave possible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tuner.compare.statistics import SEEDS_CAP, Interval
+
+if TYPE_CHECKING:
+    from tuner.compare.verdicts import ArmResult, Comparison
+
+FLAGS = {
+    "at-bound": "its best point lies on a bound of the search box",
+    "budget-ended": "its budget ended before the search did",
+}
+SETTING_NAMES = {"lr": "lr", "batch_size": "batch size", "weight_decay": "weight decay"}
+
+
+def ends(interval: Interval | None, flip: bool) -> tuple[float | None, float | None]:
+    """Both ends in metric units; `flip` when the scores were negated (metric minimized)."""
+    if interval is None:
+        return None, None
+    return (-interval.high, -interval.low) if flip else (interval.low, interval.high)
+
+
+def setting(value: Any) -> str:
+    """A hyperparameter as a person would type it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def settings(params: Mapping[str, Any]) -> str:
+    """`lr 0.003, batch size 64, weight decay 0.01`, then the others in their order."""
+    names = [n for n in SETTING_NAMES if n in params]
+    names += [n for n in params if n not in SETTING_NAMES]
+    return ", ".join(f"{SETTING_NAMES.get(n, n)} {setting(params[n])}" for n in names)
+
+
+def number(value: float, uncertainty: float | None = None) -> str:
+    """Digits down to a tenth of the uncertainty's leading digit; four significant without one."""
+    if not uncertainty or not math.isfinite(uncertainty):
+        return f"{value:.4g}"
+    decimals = 1 - math.floor(math.log10(abs(uncertainty)))
+    if not 0 <= decimals <= 8:
+        return f"{value:.4g}"
+    return f"{value:.{decimals}f}"
+
+
+def more_seeds(count: int) -> str:
+    """`about 6 more seeds`, or more than the cap."""
+    if count > SEEDS_CAP:
+        return f"more than {SEEDS_CAP} more seeds"
+    return f"about {count} more seed{'s' if count > 1 else ''}"
+
+
+def note(
+    *,
+    reasons: Sequence[str],
+    diverged: int,
+    seeds: int,
+    measured_worse: bool,
+    beaten_by: Sequence[str],
+    single_seed: bool,
+) -> str:
+    """The caveats of one arm, joined by semicolons; empty when there are none."""
+    parts = list(reasons)
+    if measured_worse:
+        parts.append("worse than the leader where it was measured")
+    if beaten_by:
+        parts.append(f"beaten by {', '.join(beaten_by)}")
+    if diverged:
+        parts.append(f"diverged on {diverged} of {seeds} seeds, counted as the worst score")
+    if single_seed:
+        parts.append("one seed proves nothing")
+    return "; ".join(parts)
+
+
+def configuration(arm: ArmResult) -> str:
+    """`adamw with cosine (lr 0.003, ...)`."""
+    chosen = settings(arm.params)
+    return f"{arm.optimizer} with {arm.schedule}" + (f" ({chosen})" if chosen else "")
+
+
+def mean_with_interval(arm: ArmResult, level: int) -> str:
+    """`0.953 (95 % interval 0.950 to 0.956, 8 seeds)`."""
+    seeds = f"{len(arm.seeds)} seed{'s' if len(arm.seeds) > 1 else ''}"
+    if arm.ci_low is None or arm.ci_high is None:
+        return f"{number(arm.mean)} ({seeds}, no interval)"
+    half = (arm.ci_high - arm.ci_low) / 2
+    low, high = number(arm.ci_low, half), number(arm.ci_high, half)
+    return f"{number(arm.mean, half)} ({level} % interval {low} to {high}, {seeds})"
+
+
+def _possible(arm: ArmResult) -> str:
+    """The largest difference that the data leave possible."""
+    if arm.difference_low is None or arm.difference_high is None:
+        return "no interval yet"
+    low, high = arm.difference_low, arm.difference_high
+    return f"no difference larger than {max(abs(low), abs(high)):.2g} detected"
+
+
+def _rival(arm: ArmResult) -> str:
+    if arm.difference is None:
+        return f"{arm.name} (no common seed)"
+    low, high = arm.difference_low, arm.difference_high
+    if low is None or high is None:
+        return f"{arm.name} (by {abs(arm.difference):.2g})"
+    small, large = sorted((abs(low), abs(high)))
+    return f"{arm.name} (by {abs(arm.difference):.2g}, interval {small:.2g} to {large:.2g})"
+
+
+def answer(comparison: Comparison) -> str:
+    """The whole result in a few plain sentences, the winner's settings included."""
+    leader, *others = comparison.arms
+    level = round(100 * (1 - comparison.alpha))
+    reached = f"{comparison.metric} {mean_with_interval(leader, level)}"
+    by = {v: [a for a in others if a.verdict == v] for v in {a.verdict for a in others}}
+    if not others:
+        return f"Only one arm, so nothing to compare: {configuration(leader)} reached {reached}."
+    if leader.verdict == "best":
+        head = f"{leader.name} is best: {configuration(leader)} reached {reached}."
+    else:
+        head = (
+            f"No arm is best beyond doubt. {leader.name} leads: "
+            f"{configuration(leader)} reached {reached}."
+        )
+    parts = [head]
+    if worse := by.get("worse"):
+        parts.append(f"Worse after correction: {', '.join(map(_rival, worse))}.")
+    if close := by.get("contender"):
+        told = ", ".join(
+            f"{a.name} ({_possible(a)}; {more_seeds(a.seeds_needed or 1)})" for a in close
+        )
+        parts.append(f"Not told apart from it, with the seeds that would likely decide: {told}.")
+    if same := by.get("equivalent"):
+        told = ", ".join(f"{a.name} ({_possible(a)})" for a in same)
+        given = "" if comparison.margin_given else ", the deviation over seeds"
+        parts.append(f"Equivalent within {comparison.margin:.2g}{given}: {told}.")
+    if unfinished := by.get("under-explored"):
+        told = ", ".join(f"{a.name} ({a.note})" for a in unfinished)
+        parts.append(f"Under-explored, so not judged worse: {told}.")
+    if leader.note:
+        parts.append(f"Caveat for {leader.name}: {leader.note}.")
+    return " ".join(parts)
