@@ -1,0 +1,1 @@
+"""The comparison of arms: statistics, verdicts, tables, plots and the report."""

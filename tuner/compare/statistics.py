@@ -68,8 +68,9 @@ def sign_patterns(n: int, rng: np.random.Generator) -> Array:
     """
     if n <= EXACT_SEEDS:
         codes = np.arange(2 ** max(n - 1, 0))[:, None]
-        return 1.0 - 2.0 * ((codes >> np.arange(n)) & 1)
-    patterns = rng.choice([-1.0, 1.0], size=(RANDOM_FLIPS + 1, n))
+        exact: Array = 1.0 - 2.0 * ((codes >> np.arange(n)) & 1)
+        return exact
+    patterns: Array = 1.0 - 2.0 * rng.integers(0, 2, size=(RANDOM_FLIPS + 1, n))
     patterns[0] = 1.0
     return patterns
 
@@ -223,7 +224,7 @@ def quality_draws(
     """
     from scipy import stats
 
-    arms, n = scores.shape
+    n = scores.shape[1]
     counts = np.isfinite(scores).sum(axis=1)
     if not counts.size or counts.min() < 1 or counts.max() < 2:
         raise ValueError("every arm needs a seed, and at least one arm needs two")

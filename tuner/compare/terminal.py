@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from rich.table import Table
 from rich.text import Text
 
 from tuner.compare import wording
 from tuner.compare.verdicts import ArmResult, Comparison
-
-if TYPE_CHECKING:
-    from tuner.records import LrCurve
 
 STYLES = {
     "best": "bold green",

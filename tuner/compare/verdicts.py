@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from tuner.compare import statistics as st
 from tuner.compare import wording
@@ -42,12 +43,12 @@ class ArmScores(Record):
     name: str
     optimizer: str
     schedule: str
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
     seeds: list[int]
     scores: list[float | None]
     explored: int | None = None
-    explored_values: list[float] = []
-    flags: list[str] = []
+    explored_values: list[float] = Field(default_factory=list)
+    flags: list[str] = Field(default_factory=list)
 
 
 class ArmResult(Record):
@@ -101,6 +102,7 @@ class _Tests(NamedTuple):
     single: st.Array  # p value of the pair alone
     adjusted: st.Array  # corrected for all pairs
     method: str
+    done: bool  # False when no two seeds are common
 
 
 def _check(arms: Sequence[ArmScores]) -> None:
@@ -163,7 +165,7 @@ def _test_pairs(
     arms = len(scores)
     single, adjusted = np.ones((arms, arms)), np.ones((arms, arms))
     if arms < 2 or sd is None:
-        return _Tests(single, adjusted, "no test: two common seeds are needed")
+        return _Tests(single, adjusted, "no test: two common seeds are needed", False)
     tests = st.paired_tests(scores, rng)
     enough = tests.seeds >= st.fewest_seeds(alpha)
     p_single, p_adjusted = tests.p_value.copy(), tests.adjusted.copy()
@@ -184,7 +186,7 @@ def _test_pairs(
     for (i, j), alone, corrected in zip(tests.pairs, p_single, p_adjusted, strict=True):
         single[i, j] = single[j, i] = alone
         adjusted[i, j] = adjusted[j, i] = max(alone, corrected)
-    return _Tests(single, adjusted, method)
+    return _Tests(single, adjusted, method, True)
 
 
 def _reasons(arm: ArmScores, most_explored: int) -> list[str]:
@@ -193,6 +195,79 @@ def _reasons(arm: ArmScores, most_explored: int) -> list[str]:
     if arm.explored is not None and arm.explored < FEWEST_TRIALS * most_explored:
         reasons.append(f"only {arm.explored} completed trials, another arm has {most_explored}")
     return reasons
+
+
+class _Evidence(NamedTuple):
+    """Everything that the verdict of one arm depends on; indices are those of `arms`."""
+
+    arms: Sequence[ArmScores]
+    scores: st.Array
+    order: list[int]  # best first
+    tests: _Tests
+    beats_all: float  # the leader's test against every other arm; what it shows holds for each
+    equivalence: dict[int, float]  # corrected TOST against the leader
+    shares: st.Array  # P(best)
+    flip: bool  # scores were negated, since the metric is minimized
+    margin_given: bool
+    alpha: float
+
+
+def _verdict(k: int, e: _Evidence, unfinished: bool, worse: bool) -> Verdict:
+    if k == e.order[0]:
+        return "best" if e.beats_all <= e.alpha else "contender"
+    if unfinished:
+        return "under-explored"
+    equivalent = None not in e.arms[k].scores and e.equivalence[k] <= e.alpha
+    if worse and not (equivalent and e.margin_given):
+        return "worse"
+    return "equivalent" if equivalent else "contender"
+
+
+def _result(k: int, e: _Evidence) -> ArmResult:
+    arm, leader = e.arms[k], e.order[0]
+    explored = max((a.explored or 0 for a in e.arms), default=0)
+    reasons = _reasons(arm, explored)
+    corrected = min(float(e.tests.adjusted[leader, k]), e.beats_all)
+    beaten_by = [r for r in e.order[: e.order.index(k)] if e.tests.adjusted[r, k] <= e.alpha]
+    worse = k != leader and (corrected <= e.alpha or bool(beaten_by))
+    verdict = _verdict(k, e, bool(reasons), worse)
+    sign = -1.0 if e.flip else 1.0
+    own = e.scores[k][np.isfinite(e.scores[k])]
+    low, high = wording.ends(st.t_interval(own, 1 - e.alpha), e.flip)
+    common = _common(e.scores, k, leader)
+    gap = None if k == leader else st.t_interval(common, 1 - e.alpha)
+    gap_low, gap_high = wording.ends(gap, e.flip)
+    open_question = k != leader and verdict in ("contender", "under-explored")
+    p_value = e.beats_all if k == leader else corrected
+    return ArmResult(
+        **arm.model_dump(exclude={"explored_values"}),
+        mean=sign * float(own.mean()),
+        ci_low=low,
+        ci_high=high,
+        p_best=float(e.shares[k]),
+        verdict=verdict,
+        p_value=p_value if len(e.arms) > 1 and e.tests.done else None,
+        difference=sign * float(common.mean()) if k != leader and common.size else None,
+        difference_low=gap_low,
+        difference_high=gap_high,
+        seeds_needed=_seeds_needed(common, e.alpha) if open_question and not worse else None,
+        note=wording.note(
+            reasons=reasons,
+            diverged=arm.scores.count(None),
+            seeds=len(arm.scores),
+            measured_worse=worse and verdict in ("under-explored", "equivalent"),
+            beaten_by=[e.arms[r].name for r in beaten_by] if corrected > e.alpha else [],
+        ),
+    )
+
+
+def _quality(
+    arms: Sequence[ArmScores], scores: st.Array, direction: Direction, rng: np.random.Generator
+) -> st.Array:
+    """Draws of the arms' true means; luck in the search included where every arm tells it."""
+    sign = 1.0 if direction == "maximize" else -1.0
+    explored = [sign * np.array(arm.explored_values) for arm in arms]
+    return st.quality_draws(scores, rng, explored if all(map(len, explored)) else None)
 
 
 def compare(
@@ -213,90 +288,31 @@ def compare(
     _check(arms)
     scores = _matrix(arms, direction)
     sd = _pooled_sd(scores)
-    ranking = _ranking_means(scores)
-    order = [int(k) for k in np.argsort(-ranking, kind="stable")]
-    leader = order[0]
+    order = [int(k) for k in np.argsort(-_ranking_means(scores), kind="stable")]
+    leader, rivals = order[0], order[1:]
     tests = _test_pairs(scores, alpha, sd, rng)
-    rivals = [k for k in order if k != leader]
-    # The test of the leader against every other arm; what holds for it holds for each rival.
-    beats_all = max((tests.single[leader, k] for k in rivals), default=1.0)
-    is_best = beats_all <= alpha
-
-    quality = None
-    if sd is not None:
-        sign = 1.0 if direction == "maximize" else -1.0
-        explored = [sign * np.array(a.explored_values) for a in arms]
-        luck = explored if all(len(e) for e in explored) else None
-        quality = st.quality_draws(scores, rng, luck)
-    shares = st.p_best(quality) if quality is not None else np.full(len(arms), 1 / len(arms))
-
+    quality = None if sd is None else _quality(arms, scores, direction, rng)
     limit = margin if margin is not None else sd
-    equivalence = dict(
-        zip(
-            rivals,
-            st.holm([st.tost(_common(scores, k, leader), limit or 0.0) for k in rivals]),
-            strict=True,
-        )
+    tost = st.holm([st.tost(_common(scores, k, leader), limit or 0.0) for k in rivals])
+    evidence = _Evidence(
+        arms=arms,
+        scores=scores,
+        order=order,
+        tests=tests,
+        beats_all=max((float(tests.single[leader, k]) for k in rivals), default=1.0),
+        equivalence=dict(zip(rivals, map(float, tost), strict=True)),
+        shares=np.full(len(arms), 1 / len(arms)) if quality is None else st.p_best(quality),
+        flip=direction == "minimize",
+        margin_given=margin is not None,
+        alpha=alpha,
     )
-    most_explored = max((a.explored or 0 for a in arms), default=0)
-
-    def result(k: int) -> ArmResult:
-        arm, diverged = arms[k], arms[k].scores.count(None)
-        reasons = _reasons(arm, most_explored)
-        corrected = min(float(tests.adjusted[leader, k]), beats_all)
-        beaten_by = [r for r in order if ranking[r] > ranking[k] and tests.adjusted[r, k] <= alpha]
-        worse = corrected <= alpha or bool(beaten_by)
-        equivalent = k != leader and not diverged and limit and equivalence[k] <= alpha
-        verdict: Verdict
-        if k == leader:
-            verdict = "best" if is_best else "contender"
-        elif reasons:
-            verdict = "under-explored"
-        elif worse and not (equivalent and margin is not None):
-            verdict = "worse"
-        else:
-            verdict = "equivalent" if equivalent else "contender"
-        decided = verdict in ("best", "worse", "equivalent") or len(arms) == 1 or k == leader
-        common = _common(scores, k, leader)
-        gap = None if k == leader else st.t_interval(common, 1 - alpha)
-        own = scores[k][np.isfinite(scores[k])]
-        interval = st.t_interval(own, 1 - alpha)
-        flip = direction == "minimize"
-        ends = wording.ends(interval, flip)
-        gap_ends = wording.ends(gap, flip)
-        note = wording.note(
-            reasons=reasons,
-            diverged=diverged,
-            seeds=len(arm.scores),
-            measured_worse=worse and verdict in ("under-explored", "equivalent"),
-            beaten_by=[arms[r].name for r in beaten_by] if corrected > alpha else [],
-            single_seed=own.size < 2,
-        )
-        return ArmResult(
-            **arm.model_dump(exclude={"explored_values"}),
-            mean=float(-own.mean() if flip else own.mean()),
-            ci_low=ends[0],
-            ci_high=ends[1],
-            p_best=float(shares[k]),
-            verdict=verdict,
-            p_value=None if sd is None or not rivals else beats_all if k == leader else corrected,
-            difference=None
-            if k == leader or not common.size
-            else float(-common.mean() if flip else common.mean()),
-            difference_low=gap_ends[0],
-            difference_high=gap_ends[1],
-            seeds_needed=None if decided else _seeds_needed(common, alpha),
-            note=note,
-        )
-
-    results = [result(k) for k in order]
     comparison = Comparison(
         metric=metric,
         direction=direction,
         alpha=alpha,
         margin=limit,
         margin_given=margin is not None,
-        arms=results,
+        arms=[_result(k, evidence) for k in order],
         expected_regret=None if quality is None else st.expected_regret(quality, leader),
         method=tests.method,
         answer="",

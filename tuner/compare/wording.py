@@ -65,7 +65,6 @@ def note(
     seeds: int,
     measured_worse: bool,
     beaten_by: Sequence[str],
-    single_seed: bool,
 ) -> str:
     """The caveats of one arm, joined by semicolons; empty when there are none."""
     parts = list(reasons)
@@ -75,8 +74,6 @@ def note(
         parts.append(f"beaten by {', '.join(beaten_by)}")
     if diverged:
         parts.append(f"diverged on {diverged} of {seeds} seeds, counted as the worst score")
-    if single_seed:
-        parts.append("one seed proves nothing")
     return "; ".join(parts)
 
 
