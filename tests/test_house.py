@@ -36,7 +36,6 @@ LAYERS = {
         ("tuner.stages",),
         ("tuner.seeding", "tuner.data", "tuner.checkpoint"),
         ("tuner.workload",),
-        ("tuner.workload",),
         ("tuner.training", "tuner.lr_finder"),
         ("tuner.executors",),
         ("tuner.progress",),
