@@ -45,9 +45,12 @@ class Configuration(Record):
 
 
 class StopRule(Record):
-    """Stop a trial whose metric is worse than `threshold` at the evaluation of `step`."""
+    """Stop a trial whose metric is worse than `threshold` at its evaluation number `evaluation`.
 
-    step: int
+    Counted in evaluations (from 1), because runs of different batch sizes differ in steps.
+    """
+
+    evaluation: int
     threshold: float
 
 
@@ -148,6 +151,7 @@ class Trial(Record):
     point: dict[str, float] = {}  # what the sampler proposed (learning rate at the reference batch)
     params: dict[str, Any] = {}  # what the run used: lr, batch_size, weight_decay, ...
     configuration: Configuration
+    stop_rules: tuple[StopRule, ...] = ()
     value: float | None = None
     metrics: dict[str, float] = {}  # all metrics of the last evaluation
     steps: int = 0

@@ -205,6 +205,7 @@ class TrialRow(Base):
     point: Mapped[Json]
     params: Mapped[Json]
     configuration: Mapped[Json]
+    stop_rules: Mapped[Json]
     value: Mapped[float | None]
     metrics: Mapped[Json]
     steps: Mapped[int]

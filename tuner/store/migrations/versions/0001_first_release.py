@@ -49,6 +49,7 @@ def upgrade() -> None:
         sa.Column("point", sa.JSON(), nullable=False),
         sa.Column("params", sa.JSON(), nullable=False),
         sa.Column("configuration", sa.JSON(), nullable=False),
+        sa.Column("stop_rules", sa.JSON(), nullable=False),
         sa.Column("value", sa.Double(), nullable=True),
         sa.Column("metrics", sa.JSON(), nullable=False),
         sa.Column("steps", sa.BigInteger(), nullable=False),

@@ -1,0 +1,380 @@
+"""The study file: TOML in, a validated `StudySpec` with every default filled in out.
+
+    [study]  what is asked: task, metric, direction, preset
+    [budget] how much is spent: length of a full trial, trials and seeds of each stage
+    [search] the box that every arm searches; an arm may override each key
+    [run]    where and how trials run
+    [[arms]] what is compared: an optimizer with a schedule
+
+Every error is one line that names the file, the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from tuner.errors import UsageError
+from tuner.records import Direction
+
+Preset = Literal["quick", "standard", "thorough"]
+
+# What each preset gives to the keys of [budget] that the file leaves out. Eight seeds are the
+# fewest with which an exact paired test can separate four arms after correction.
+PRESETS: dict[str, dict[str, int]] = {
+    "quick": {
+        "max_epochs": 5,
+        "trials_per_arm": 12,
+        "confirm_top": 2,
+        "confirm_seeds": 3,
+        "decide_seeds": 8,
+        "lr_range_steps": 120,
+    },
+    "standard": {
+        "max_epochs": 10,
+        "trials_per_arm": 24,
+        "confirm_top": 3,
+        "confirm_seeds": 5,
+        "decide_seeds": 10,
+        "lr_range_steps": 200,
+    },
+    "thorough": {
+        "max_epochs": 20,
+        "trials_per_arm": 64,
+        "confirm_top": 3,
+        "confirm_seeds": 5,
+        "decide_seeds": 20,
+        "lr_range_steps": 300,
+    },
+}
+
+Range = tuple[float, float]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class StudySection(_Section):
+    """`[study]`: what is asked."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    task: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    metric: str = "loss"
+    direction: Direction = "minimize"
+    preset: Preset = "standard"
+    seed: int = Field(default=0, ge=0, le=9999)
+    margin: float | None = Field(
+        default=None, gt=0
+    )  # differences below it do not matter to the user
+
+
+class BudgetSection(_Section):
+    """`[budget]`: how much is spent. Exactly one `max_*` gives the length of a full trial."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    max_epochs: float | None = Field(default=None, gt=0)
+    max_examples: int | None = Field(default=None, ge=1)
+    evaluations: int = Field(default=10, ge=1)
+    default_seeds: int = Field(default=1, ge=0, le=999)
+    trials_per_arm: int = Field(ge=1, le=999)
+    confirm_top: int = Field(ge=1)
+    confirm_seeds: int = Field(ge=1, le=999)
+    decide_seeds: int = Field(ge=0, le=999)
+    lr_range_steps: int = Field(ge=20)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [k for k in ("max_steps", "max_epochs", "max_examples") if getattr(self, k)]
+        if len(given) > 1:
+            values = ", ".join(f"{k} = {getattr(self, k):g}" for k in given)
+            raise ValueError(f"{values}: allowed: only one of them")
+        return self
+
+
+def _range(value: Any, *, positive: bool) -> Any:
+    """Check "auto", `[low, high]` or a single number; bools and empty ranges are errors."""
+    if value is None or value == "auto":
+        return value
+    numbers = value if isinstance(value, list | tuple) else [value, value]
+    if len(numbers) != 2 or any(
+        isinstance(n, bool) or not isinstance(n, int | float) for n in numbers
+    ):
+        raise ValueError('allowed: "auto", a number or [low, high]')
+    low, high = (float(n) for n in numbers)
+    if not 0 <= low < float("inf") or not 0 <= high < float("inf") or (positive and low == 0):
+        raise ValueError(f"allowed: numbers {'above' if positive else 'from'} 0")
+    if low > high:
+        raise ValueError("empty range; allowed: [low, high] with low <= high")
+    return (low, high)
+
+
+def _batch_sizes(value: Any) -> Any:
+    """Turn a size, a range of powers of two or a list of sizes into a sorted tuple of sizes."""
+    sizes = value if isinstance(value, list | tuple) else [value]
+    if not sizes or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
+        raise ValueError(
+            "allowed: a whole number above 0, a range [low, high] of powers of two, or a list"
+        )
+    if len(sizes) == 2:
+        low, high = sizes
+        powers = tuple(2**k for k in range(31) if low <= 2**k <= high)
+        if low > high or not powers:
+            raise ValueError("empty range; allowed: [low, high] with a power of two inside")
+        return powers
+    if len(set(sizes)) < len(sizes):
+        raise ValueError("a size occurs twice; allowed: a list of different sizes")
+    return tuple(sorted(sizes))
+
+
+LearningRates = Annotated[Literal["auto"] | Range, BeforeValidator(partial(_range, positive=True))]
+WeightDecays = Annotated[Literal["auto"] | Range, BeforeValidator(partial(_range, positive=False))]
+BatchSizes = Annotated[tuple[int, ...], BeforeValidator(_batch_sizes)]
+
+
+class SearchSection(_Section):
+    """`[search]`: the box of every arm."""
+
+    lr: LearningRates = "auto"  # "auto": from the LR range test
+    batch_size: BatchSizes = (16, 32, 64, 128, 256)
+    weight_decay: WeightDecays = "auto"  # "auto": the range that the rule's row recommends
+    reference_batch_size: int | None = Field(
+        default=None, ge=1
+    )  # where learning rates are searched
+
+    @property
+    def reference(self) -> int:
+        """The batch size at which learning rates are searched; by default the middle one."""
+        return self.reference_batch_size or self.batch_size[(len(self.batch_size) - 1) // 2]
+
+
+class RunSection(_Section):
+    """`[run]`: where and how trials run."""
+
+    slots: int | None = Field(default=None, ge=1)
+    retries: int = Field(default=2, ge=0)  # of a trial whose worker was killed
+    max_identical_failures: int = Field(
+        default=3, ge=1
+    )  # of the user's code before the study stops
+    checkpoint_seconds: float = Field(default=30.0, gt=0)
+    prune: bool = True
+
+
+class ArmSection(_Section):
+    """One `[[arms]]`: an optimizer with a schedule; `[search]`'s keys override it per arm."""
+
+    name: str = Field(default="", pattern=r"^$|^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")
+    optimizer: str
+    schedule: str = "constant"
+    clip_norm: float | None = Field(default=None, gt=0)
+    clip_value: float | None = Field(default=None, gt=0)
+    optimizer_args: dict[str, Any] = {}
+    schedule_args: dict[str, Any] = {}
+    lr: LearningRates | None = None
+    batch_size: BatchSizes | None = None
+    weight_decay: WeightDecays | None = None
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        import optimizers
+
+        return _known(value, optimizers.names(), "an optimizer")
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, value: str) -> str:
+        from optimizers import schedules
+
+        return _known(value, schedules.names(), "a schedule")
+
+    @model_validator(mode="after")
+    def _args_fit(self) -> Self:
+        """Build both once on a dummy parameter: the library's own validation is the only one."""
+        import torch
+
+        import optimizers
+        from optimizers import schedules
+
+        for key in ("lr", "weight_decay", "clip_norm", "clip_value", "schedule", "total_steps"):
+            if key in self.optimizer_args:
+                raise ValueError(f"optimizer_args.{key} is a key of the arm or of [search]")
+        allowed = sorted(
+            set(optimizers.get_rule(self.optimizer).arguments) - {"lr", "weight_decay"}
+        )
+        for key in self.optimizer_args:
+            if key not in allowed:
+                near = _near(key, allowed)
+                raise ValueError(
+                    f"optimizer_args.{key}: unknown to {self.optimizer}{near};"
+                    f" allowed: {', '.join(allowed)}"
+                )
+        try:
+            schedules.create(self.schedule, **self.schedule_args)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"schedule_args: {error}") from None
+        try:
+            optimizers.create(self.optimizer, [torch.zeros(1)], **self.optimizer_args)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"optimizer_args: {error}") from None
+        return self
+
+
+class StudySpec(_Section):
+    """A whole study file, every default filled in."""
+
+    study: StudySection
+    budget: BudgetSection
+    search: SearchSection = SearchSection()
+    run: RunSection = RunSection()
+    arms: tuple[ArmSection, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("study", {}), dict):
+            return data
+        # An unknown preset is named by the field's own validation.
+        preset = PRESETS.get(str(data.get("study", {}).get("preset")), PRESETS["standard"])
+        budget = data.get("budget", {})
+        if not isinstance(budget, dict):
+            return data
+        given_length = any(k in budget for k in ("max_steps", "max_epochs", "max_examples"))
+        fill = {k: v for k, v in preset.items() if not (given_length and k == "max_epochs")}
+        return {**data, "budget": {**fill, **budget}}
+
+    @model_validator(mode="after")
+    def _arms_are_named_and_distinct(self) -> Self:
+        arms = tuple(
+            a.model_copy(update={"name": a.name or f"{a.optimizer}-{a.schedule}"})
+            for a in self.arms
+        )
+        names = [a.name for a in arms]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"arms.name: {twice[0]!r} occurs twice; give each arm a name")
+        object.__setattr__(self, "arms", arms)
+        return self
+
+    def arm(self, name: str) -> ArmSection:
+        """The arm of that name."""
+        return next(a for a in self.arms if a.name == name)
+
+    def box(self, arm: ArmSection) -> SearchSection:
+        """`[search]` with the arm's own keys on top."""
+        own = {k: getattr(arm, k) for k in ("lr", "batch_size", "weight_decay")}
+        return self.search.model_copy(update={k: v for k, v in own.items() if v is not None})
+
+
+def _near(word: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}" if close else ""
+
+
+def _known(value: str, allowed: list[str], what: str) -> str:
+    if value not in allowed:
+        near = _near(value, allowed)
+        raise ValueError(f"not {what}{near}; allowed: {', '.join(allowed)}")
+    return value
+
+
+def _section_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed beside the one at `location`."""
+    model: type[BaseModel] = StudySpec
+    sections: dict[str, type[BaseModel]] = {
+        "study": StudySection,
+        "budget": BudgetSection,
+        "search": SearchSection,
+        "run": RunSection,
+        "arms": ArmSection,
+    }
+    if len(location) > 1:
+        model = sections[str(location[0])]
+    return list(model.model_fields)
+
+
+def _explain(error: Any) -> str:
+    """One line for one pydantic error: key, bad value, what is allowed."""
+    location = tuple(p for p in error["loc"] if not (isinstance(p, str) and "[" in p))
+    location = tuple(p for p in location if p not in ("literal['auto']",))
+    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+    message = re.sub(r"^Value error, ", "", error["msg"])
+    message = re.sub(r"^Input should be (a valid )?", "allowed: ", message)
+    if error["type"] == "extra_forbidden":
+        allowed = _section_keys(location)
+        near = _near(str(location[-1]), allowed)
+        return f"{key}: unknown key{near}; allowed: {', '.join(allowed)}"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    if error["type"] == "string_pattern_mismatch":
+        message = {
+            "study.task": 'allowed: "package.module:function"',
+        }.get(key, "allowed: letters, digits, '.', '_' and '-', at most 100, no leading '-'")
+    value = error.get("input")
+    shown = "" if isinstance(value, dict | BaseModel) or value is None else f" = {value!r}"
+    return f"{key}{shown}: {message}".removeprefix(": ")
+
+
+def parse_spec(data: dict[str, Any], source: str, default_name: str) -> StudySpec:
+    """Validate a study's data.
+
+    Raises:
+        UsageError: one line for each error: source, key, value and what is allowed.
+    """
+    study = data.get("study")
+    if isinstance(study, dict):
+        data = {**data, "study": {"name": default_name, **study}}
+    try:
+        return StudySpec.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(e)}" for e in error.errors()]
+        raise UsageError("\n".join(dict.fromkeys(lines))) from None
+
+
+def override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """Apply `section.key=value` (value in TOML; a bare word is a string) to a study's data.
+
+    Raises:
+        UsageError: the assignment cannot be read.
+    """
+    path, separator, text = assignment.partition("=")
+    parts = path.strip().split(".")
+    if not separator or len(parts) != 2 or parts[0] == "arms":
+        raise UsageError(f"-S {assignment}: allowed: section.key=value, e.g. budget.max_steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    section, key = parts
+    return {**data, section: {**data.get(section, {}), key: value}}
+
+
+def load_spec(path: Path, overrides: tuple[str, ...] = ()) -> StudySpec:
+    """Read a study file.
+
+    Raises:
+        UsageError: the file cannot be read, is not TOML, or says something that is not allowed.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
+    for assignment in overrides:
+        data = override(data, assignment)
+    return parse_spec(data, str(path), path.stem)
