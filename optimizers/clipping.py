@@ -22,13 +22,15 @@ from optimizers.core import Scalar, where
 Scales: TypeAlias = list[Scalar]
 
 
-def grad_norm(grad: Tensor) -> Tensor:
-    """The L2 norm of one gradient, 0-D, in float32 or wider; sparse ones by summed entries."""
-    if grad.is_sparse:
-        grad = grad.coalesce().values()
-    wide = grad.dtype if grad.dtype in (torch.float64, torch.complex128) else None
-    if wide is None:
-        wide = torch.complex64 if grad.is_complex() else torch.float32
+def entries(grad: Tensor) -> Tensor:
+    """The gradient's entries that may differ from zero."""
+    return grad.coalesce().values() if grad.is_sparse else grad
+
+
+def grad_norm(grad: Tensor, at_least: torch.dtype = torch.float32) -> Tensor:
+    """The L2 norm of one gradient, 0-D, accumulated in ``at_least`` or wider."""
+    grad = entries(grad)
+    wide = torch.promote_types(grad.dtype, at_least)
     norm: Tensor = torch.linalg.vector_norm(grad, dtype=wide)
     return norm
 

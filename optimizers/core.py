@@ -128,11 +128,15 @@ class Points:
 
 @dataclass(frozen=True)
 class Partner:
-    """The rule for parameters that ``handles(param)`` refuses, and its arguments there."""
+    """The rule for parameters that ``handles(param)`` refuses.
+
+    ``arguments`` takes each argument of that rule from one of this rule's own, so that they are
+    validated and searched with it: ``{"lr": "adamw_lr", "weight_decay": "weight_decay", ...}``.
+    """
 
     rule: str
     handles: Callable[[Tensor], bool]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, str]
 
 
 def no_conflict(values: Values) -> str | None:
@@ -289,7 +293,10 @@ def advance(
     """
     if mode == "l2":
         grad = add_scaled(grad, param, hyper.weight_decay)
-    direction, state = rule.update(grad, param, state, hyper, t)
+    seen = hyper
+    if rule.weight_decay_mode == "inside" and mode != "inside":
+        seen = Values(**{**vars(hyper), "weight_decay": 0.0})
+    direction, state = rule.update(grad, param, state, seen, t)
     if mode == "decoupled":
         param = param * (1 - hyper.lr * hyper.weight_decay)
     elif mode == "independent":

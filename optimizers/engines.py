@@ -7,14 +7,14 @@ more than the rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from optimizers.core import DecayMode, Rule, Scalar, State, Values, advance
+from optimizers.core import DecayMode, Rule, Scalar, State, Values, add_scaled, advance
 
 CHUNK = 2**18  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
 HALF = (torch.float16, torch.bfloat16)
@@ -46,6 +46,20 @@ Engine = Callable[[Batch], None]
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision of the arithmetic and of the state: float32 for half precision parameters."""
     return torch.float32 if dtype in HALF else dtype
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Complex entries as pairs of reals, by a view; real tensors as they are."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def as_dense(rule: Rule, grad: Tensor) -> Tensor:
+    """A sparse gradient made dense; raises TypeError for rules without a sparse form."""
+    if not grad.is_sparse:
+        return grad
+    if not rule.sparse:
+        raise TypeError(f"{rule.class_name} does not support sparse gradients")
+    return grad.to_dense()
 
 
 def prepare(grad: Tensor, batch: Batch, scale: Scalar, dtype: torch.dtype) -> Tensor:
@@ -105,6 +119,42 @@ def eager(batch: Batch) -> None:
                     scalars[key] = value
         for key, value in scalars.items():
             state[key].copy_(value)
+
+
+def store(state: State, new: State) -> None:
+    """Write a rule's new state into the tensors that hold it."""
+    for key, value in new.items():
+        state[key].copy_(value)
+
+
+def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, float]:
+    """Run a `ModelHook` over all parameters; returns the new shared scalars.
+
+    ``batches`` are those of one rule and not empty; ``shared`` is what the last step returned, or
+    empty.
+    """
+    first = batches[0]
+    hook = first.rule.model
+    if hook is None:
+        return {}
+    totals: dict[str, Tensor] = {}
+    for batch in batches:
+        rows = zip(batch.params, batch.grads, batch.states, batch.steps, batch.scales, strict=True)
+        for param, grad, state, t, scale in rows:
+            dtype = compute_dtype(param.dtype)
+            g, p = prepare(grad, batch, scale, dtype), param.to(dtype)
+            if batch.mode == "l2":
+                g = add_scaled(g, p, batch.hyper.weight_decay)
+            sums, new_state = hook.partial(g, p, state, batch.hyper, t)
+            store(state, new_state)
+            for key, value in sums.items():
+                totals[key] = totals[key] + value.to(totals[key].device) if key in totals else value
+    before: dict[str, Scalar] = dict(shared or hook.initial(first.hyper))
+    newest = max(step for batch in batches for step in batch.steps)
+    after = {k: float(v) for k, v in hook.combine(totals, before, first.hyper, newest).items()}
+    for batch in batches:
+        vars(batch.hyper).update(after)
+    return after
 
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({"auto": eager, "eager": eager})

@@ -1,12 +1,14 @@
-"""Parameter groups: which parameters decay, and layer-wise learning rates."""
+"""Parameter groups: which parameters decay, layer-wise learning rates, and who has which rule."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+
+from optimizers.core import Rule
 
 NORM_LAYERS = (
     nn.modules.batchnorm._NormBase,
@@ -14,13 +16,14 @@ NORM_LAYERS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
+NORM_NAME = re.compile(r"(Batch|Layer|Group|Instance|RMS)Norm|Norm(\d[dD])?$")
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises, by type or by a class name such as ``LlamaRMSNorm``."""
     name = type(module).__name__
-    return isinstance(module, NORM_LAYERS) or bool(re.search(r"Norm(\d[dD])?$|^Norm", name))
+    return isinstance(module, NORM_LAYERS) or bool(NORM_NAME.search(name))
 
 
 def owners(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
@@ -101,3 +104,33 @@ def param_groups(
             groups[key] = group
         groups[key]["params"].append((name, param))
     return list(groups.values())
+
+
+def split_group(
+    rule: Rule, group: dict[str, Any], defaults: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One group per rule: the parameters ``rule`` handles, and those its partner gets.
+
+    A group that names its rule already is kept whole. ``defaults`` are the optimizer's arguments.
+    """
+    partner = rule.partner
+    if partner is None:
+        return [group]
+
+    def with_partner(params: list[Any]) -> dict[str, Any]:
+        values = {**defaults, **group}
+        own = {name: values[source] for name, source in partner.arguments.items()}
+        rest = {key: value for key, value in group.items() if key not in partner.arguments}
+        return {**rest, **own, "params": params, "rule": partner.rule}
+
+    params = group["params"]
+    params = [params] if isinstance(params, Tensor) else list(params)
+    if group.get("rule") == partner.rule:
+        return [{**with_partner(params), **group, "params": params}]
+    if "rule" in group:
+        return [{**group, "params": params}]
+    handled = [p for p in params if partner.handles(p[1] if isinstance(p, tuple) else p)]
+    chosen = {id(p) for p in handled}
+    others = [p for p in params if id(p) not in chosen]
+    groups = [{**group, "params": handled}] if handled or not others else []
+    return [*groups, with_partner(others)] if others else groups

@@ -9,6 +9,7 @@ inside the step, so that it composes with torch's LR schedulers and with changes
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
@@ -17,7 +18,17 @@ from torch import Tensor
 
 from optimizers import clipping
 from optimizers.core import Rule, State, Values
-from optimizers.engines import Batch, compute_dtype, get_engine
+from optimizers.engines import (
+    Batch,
+    as_dense,
+    as_real,
+    compute_dtype,
+    get_engine,
+    share,
+    store,
+)
+from optimizers.groups import split_group
+from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
 from optimizers.signatures import signature
 
@@ -89,26 +100,39 @@ class Optimizer(torch.optim.Optimizer):
     # Groups ---------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group; raises ValueError for values out of bounds."""
-        super().add_param_group(param_group)
-        try:
-            self._validate_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            del self.param_groups[-1]
-            raise
+        """Add a group; raises ValueError for values out of bounds.
+
+        A rule with a partner adds two: what it handles itself, and the rest with ``"rule"`` naming
+        the partner. A group may also name its rule.
+        """
+        for group in split_group(self.rule, param_group, self.defaults):
+            rule = self.rule_of(group)
+            if rule is not self.rule:
+                group.setdefault("weight_decay_mode", rule.weight_decay_mode)
+                for name, default in rule.arguments.items():
+                    group.setdefault(name, default)
+            super().add_param_group(group)
+            try:
+                self._validate_group(self.param_groups[-1])
+            except (TypeError, ValueError):
+                del self.param_groups[-1]
+                raise
+
+    def rule_of(self, group: Group) -> Rule:
+        """The rule that a group runs: the class's own unless the group names another."""
+        return get_rule(group["rule"]) if "rule" in group else self.rule
 
     def _validate_group(self, group: Group) -> None:
-        owner = self.rule.class_name
-        self.rule.validate(group)
+        rule = self.rule_of(group)
+        owner = rule.class_name
+        rule.validate(group)
         mode = group["weight_decay_mode"]
-        allowed = [
-            m for m in DECAY_MODES if m != "inside" or self.rule.weight_decay_mode == "inside"
-        ]
+        allowed = [m for m in DECAY_MODES if m != "inside" or rule.weight_decay_mode == "inside"]
         if mode not in allowed:
             raise ValueError(
                 f"{owner}: weight_decay_mode={mode!r} is not valid; allowed: {', '.join(allowed)}"
             )
-        if self.rule.scope != "element" and any(p.is_complex() for p in group["params"]):
+        if rule.scope != "element" and any(p.is_complex() for p in group["params"]):
             raise TypeError(f"{owner}: complex parameters are not supported")
 
     def parameter_name(self, group_index: int, index: int) -> str:
@@ -140,7 +164,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def hyper(self, group: Group) -> Values:
         """The numbers and options that a rule sees for a group, schedule included."""
-        flat = self.rule.flatten(group)
+        rule = self.rule_of(group)
+        flat = rule.flatten(group)
         factor = self._factor(group)
         flat = {key: float(v) if isinstance(v, Tensor) else v for key, v in flat.items()}
         # an LR scheduler on top counts as schedule too: independent decay follows it
@@ -150,11 +175,11 @@ class Optimizer(torch.optim.Optimizer):
         flat["lr"] *= factor
         momentum = self._cycled_momentum(group)
         if momentum is not None:
-            flat["momentum" if "momentum" in flat else "beta1"] = momentum
-        return Values(**flat)
+            flat |= {name: momentum for name in ("momentum", "beta1") if name in rule.hypers}
+        return Values(**flat, **group.get("shared", {}))
 
     def _cycled_momentum(self, group: Group) -> float | None:
-        if self.schedule is None or not {"momentum", "beta1"} & self.rule.hypers.keys():
+        if self.schedule is None:
             return None
         return self.schedule.momentum(group["schedule_step"], self.total_steps or 1)
 
@@ -170,46 +195,56 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if any(group.get("evaluating") for group in self.param_groups):
+            raise RuntimeError(f"{self.rule.class_name}: call train() before step()")
         batches = [self._batch(group) for group in self.param_groups]
         if not self._scale(batches):
             return loss
         self._last_lrs = [batch.hyper.lr for batch in batches]
-        run = get_engine(self.engine)
         for group, batch in zip(self.param_groups, batches, strict=True):
             self._prepare_states(group, batch)
+        self._share(batches)
+        run = get_engine(self.engine)
+        for group, batch in zip(self.param_groups, batches, strict=True):
             run(batch)
             group["schedule_step"] += 1
         return loss
 
+    def _share(self, batches: list[Batch]) -> None:
+        """Let a rule of scope "model" see sums over all its parameters."""
+        rows = list(zip(self.param_groups, batches, strict=True))
+        for rule in {batch.rule.name: batch.rule for batch in batches if batch.rule.model}.values():
+            own = [(group, batch) for group, batch in rows if batch.rule is rule]
+            active = [batch for _, batch in own if batch.params]
+            if active:
+                shared = share(active, own[0][0].get("shared", {}))
+                for group, _ in own:
+                    group["shared"] = shared
+
     def _batch(self, group: Group) -> Batch:
         params = [param for param in group["params"] if param.grad is not None]
         hyper = self.hyper(group)
+        rule = self.rule_of(group)
         return Batch(
-            rule=self.rule,
+            rule=rule,
             mode="none" if hyper.weight_decay == 0 else group["weight_decay_mode"],
             hyper=hyper,
             params=params,
-            grads=[self._dense(param.grad) for param in params],
+            grads=[as_dense(rule, param.grad) for param in params],
             bound=self.clip.value,
             maximize=group["maximize"],
         )
-
-    def _dense(self, grad: Tensor) -> Tensor:
-        if not grad.is_sparse:
-            return grad
-        if not self.rule.sparse:
-            raise TypeError(f"{self.rule.class_name} does not support sparse gradients")
-        return grad.to_dense()
 
     def _scale(self, batches: list[Batch]) -> bool:
         """Fill in the clipping scales; False when the step has to be skipped."""
         grads = [grad for batch in batches for grad in batch.grads]
         params = [param for batch in batches for param in batch.params]
-        norms = [float(norm) for norm in map(clipping.grad_norm, grads)]
-        total = float(clipping.combine_norms([torch.tensor(n, dtype=torch.float64) for n in norms]))
-        self.last_grad_norm = total
-        if self.skip_nonfinite and not total < float("inf") and self._report_nonfinite():
-            return False
+        norms = [float(clipping.grad_norm(grad)) for grad in grads]
+        if not math.isfinite(sum(norms)):
+            if self.skip_nonfinite and self._report_nonfinite():
+                return False
+            norms = [float(clipping.grad_norm(grad, torch.float64)) for grad in grads]
+        total = self.last_grad_norm = math.hypot(*norms)
         scales = iter(self.clip.scales(grads, params, norms, total))
         for batch in batches:
             batch.scales.extend(next(scales) for _ in batch.grads)
@@ -219,7 +254,8 @@ class Optimizer(torch.optim.Optimizer):
         """Name the first offending parameter; False when the norm overflowed on finite ones."""
         for group_index, group in enumerate(self.param_groups):
             for index, param in enumerate(group["params"]):
-                if param.grad is None or bool(torch.isfinite(self._dense(param.grad)).all()):
+                grad = param.grad
+                if grad is None or bool(torch.isfinite(clipping.entries(grad)).all()):
                     continue
                 self.nonfinite_parameter = self.parameter_name(group_index, index)
                 self.skipped_steps += 1
@@ -231,27 +267,72 @@ class Optimizer(torch.optim.Optimizer):
                 return True
         return False
 
+    # Other points, other gradients ----------------------------------------------------------------
+
+    def eval(self) -> None:
+        """Move parameters to where the rule evaluates; without effect for most rules."""
+        self._move(to_eval=True)
+
+    def train(self) -> None:
+        """Move parameters back to where the rule trains."""
+        self._move(to_eval=False)
+
+    @torch.no_grad()
+    def _move(self, *, to_eval: bool) -> None:
+        for group in self.param_groups:
+            rule = self.rule_of(group)
+            if rule.points is None or group.get("evaluating", False) == to_eval:
+                continue
+            hyper = self.hyper(group)
+            convert = rule.points.to_eval if to_eval else rule.points.to_train
+            for param in filter(self.state.get, group["params"]):
+                wide = param.to(compute_dtype(param.dtype))
+                param.copy_(convert(wide, self.state[param], hyper))
+            group["evaluating"] = to_eval
+
+    @torch.no_grad()
+    def update_hessian(self) -> None:
+        """Fold the present gradients into the rule's curvature estimate, without a step.
+
+        Raises TypeError for rules that keep none.
+        """
+        if self.rule.observe is None:
+            raise TypeError(f"{self.rule.class_name} keeps no Hessian estimate")
+        for group in self.param_groups:
+            rule, hyper = self.rule_of(group), self.hyper(group)
+            for param in group["params"]:
+                if param.grad is None or rule.observe is None:
+                    continue
+                state = self.state[param]
+                if not state:
+                    self._allocate(rule, param, state, hyper)
+                dtype = compute_dtype(param.dtype)
+                seen = {key: value for key, value in state.items() if key != "step"}
+                t = float(state["step"])
+                new = rule.observe(param.grad.to(dtype), param.to(dtype), seen, hyper, t)
+                store(state, new)
+
     # State ----------------------------------------------------------------------------------------
 
     def _prepare_states(self, group: Group, batch: Batch) -> None:
         """Allocate missing state, count the update, and hand the rule's tensors to the batch."""
-        zeros = tuple(getattr(batch.hyper, name) == 0 for name in self.rule.hypers)
+        zeros = tuple(getattr(batch.hyper, name) == 0 for name in batch.rule.hypers)
         # a hyperparameter that leaves zero may need state that was not there (momentum)
         changed = self._zeros.get(id(group)) != zeros
         self._zeros[id(group)] = zeros
         for index, param in enumerate(batch.params):
             state = self.state[param]
             if not state or changed:
-                self._allocate(param, state, batch.hyper)
+                self._allocate(batch.rule, param, state, batch.hyper)
             state["step"] += 1
             batch.steps.append(state["step"].item())
-            batch.states.append({key: _real(v) for key, v in state.items() if key != "step"})
-            batch.params[index] = _real(param)
-            batch.grads[index] = _real(batch.grads[index])
+            batch.states.append({key: as_real(v) for key, v in state.items() if key != "step"})
+            batch.params[index] = as_real(param)
+            batch.grads[index] = as_real(batch.grads[index])
 
-    def _allocate(self, param: Tensor, state: State, hyper: Values) -> None:
-        real = _real(param.detach())
-        fresh = self.rule.state(real.to(compute_dtype(param.dtype)), hyper)
+    def _allocate(self, rule: Rule, param: Tensor, state: State, hyper: Values) -> None:
+        real = as_real(param.detach())
+        fresh = rule.state(real.to(compute_dtype(param.dtype)), hyper)
         if state and fresh.keys() <= state.keys():
             return
         state.clear()
@@ -278,7 +359,7 @@ class Optimizer(torch.optim.Optimizer):
             group.setdefault("maximize", False)
             group.setdefault("weight_decay_mode", self.defaults["weight_decay_mode"])
             group.setdefault("schedule_step", int(newest))
-            for name in self.rule.options:
+            for name in self.rule_of(group).options:
                 group.setdefault(name, self.defaults[name])
             self._validate_group(group)
         self._last_lrs = None
@@ -299,10 +380,6 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         hooks = {key for key in self.__dict__ if key.endswith("_hooks")}
         return {key: value for key, value in self.__dict__.items() if key not in hooks}
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def make_class(rule: Rule, module: str = __name__) -> type[Optimizer]:

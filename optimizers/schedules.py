@@ -135,7 +135,7 @@ class Exponential(Schedule):
 
     def decay(self, progress: float) -> float:
         """A straight line on the log scale."""
-        return self.final**progress
+        return float(self.final**progress)
 
 
 constant = Constant
