@@ -286,8 +286,9 @@ class Optimizer(torch.optim.Optimizer):
             hyper = self.hyper(group)
             convert = rule.points.to_eval if to_eval else rule.points.to_train
             for param in filter(self.state.get, group["params"]):
-                wide = param.to(compute_dtype(param.dtype))
-                param.copy_(convert(wide, self.state[param], hyper))
+                view = as_real(param)
+                state = {key: as_real(value) for key, value in self.state[param].items()}
+                view.copy_(convert(view.to(compute_dtype(view.dtype)), state, hyper))
             group["evaluating"] = to_eval
 
     @torch.no_grad()
@@ -306,11 +307,12 @@ class Optimizer(torch.optim.Optimizer):
                 state = self.state[param]
                 if not state:
                     self._allocate(rule, param, state, hyper)
-                dtype = compute_dtype(param.dtype)
-                seen = {key: value for key, value in state.items() if key != "step"}
+                view, grad = as_real(param), as_real(param.grad)
+                dtype = compute_dtype(view.dtype)
+                seen = {key: as_real(value) for key, value in state.items() if key != "step"}
                 t = float(state["step"])
-                new = rule.observe(param.grad.to(dtype), param.to(dtype), seen, hyper, t)
-                store(state, new)
+                new = rule.observe(grad.to(dtype), view.to(dtype), seen, hyper, t)
+                store(seen, new)
 
     # State ----------------------------------------------------------------------------------------
 
@@ -332,7 +334,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _allocate(self, rule: Rule, param: Tensor, state: State, hyper: Values) -> None:
         real = as_real(param.detach())
-        fresh = rule.state(real.to(compute_dtype(param.dtype)), hyper)
+        fresh = rule.state(real.to(compute_dtype(real.dtype)), hyper)
         if state and fresh.keys() <= state.keys():
             return
         state.clear()

@@ -6,6 +6,7 @@ stale.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from optimizers.core import Rule
@@ -23,10 +24,18 @@ from optimizers.schedules import Schedule
 '''
 
 
+def literal(value: object) -> str:
+    """The value in source form, with the formatter's quotes."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
 def class_stub(rule: Rule) -> str:
     """The stub of one class."""
-    own = [f"{name}: {kind} = {value!r}," for name, (kind, value) in rule_parameters(rule).items()]
-    shell = [f"{name}: {kind} = {value!r}," for name, (kind, value) in SHELL.items()]
+    own = [
+        f"{name}: {kind} = {literal(value)},"
+        for name, (kind, value) in rule_parameters(rule).items()
+    ]
+    shell = [f"{name}: {kind} = {literal(value)}," for name, (kind, value) in SHELL.items()]
     arguments = "\n".join(
         f"        {line}" for line in ["self,", "params: ParamsT,", *own, "*,", *shell]
     )

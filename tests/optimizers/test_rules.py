@@ -195,3 +195,36 @@ def test_effect_of_decay_in_the_gradient_and_beside_it():
             ends[name, mode] = drive(optimizers.create(name, [param], **settings), param, grads)[-1]
     assert relative_error(ends["sgd", "l2"].numpy(), ends["sgd", "decoupled"].numpy()) < 1e-14
     assert (ends["adam", "l2"] - ends["adam", "decoupled"]).abs().max() > 1e-3
+
+
+@BY_ROW
+def test_complex_parameters_are_pairs_of_reals(row):
+    """Elementwise rules take complex parameters as torch does; the others refuse them."""
+    rule = optimizers.get_rule(row.rule)
+    settings = row.settings[-1]
+    start, grads = problem((5, 3, 2), 4)
+    param = torch.nn.Parameter(torch.view_as_complex(start.clone()))
+    if rule.scope != "element":
+        with pytest.raises(TypeError, match="complex parameters are not supported"):
+            ours(row, settings, param)
+        return
+    pairs = torch.nn.Parameter(start.clone())
+    actual = drive(ours(row, settings, param), param, [torch.view_as_complex(g) for g in grads])
+    expected = drive(ours(row, settings, pairs), pairs, grads)
+    assert torch.equal(torch.view_as_real(actual[-1]), expected[-1])
+
+
+@BY_ROW
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_state_in_float32(row, dtype):
+    start, grads = problem((5, 3), 4, dtype)
+    param = torch.nn.Parameter(start.clone())
+    opt = ours(row, row.settings[-1], param)
+    path = drive(opt, param, grads)
+    assert path[-1].dtype == dtype
+    assert not torch.equal(path[-1], start)
+    assert {value.dtype for value in opt.state[param].values()} == {torch.float32}
+    again = torch.nn.Parameter(path[-1].clone())
+    resumed = ours(row, row.settings[-1], again)
+    resumed.load_state_dict(opt.state_dict())
+    assert torch.equal(drive(opt, param, grads)[-1], drive(resumed, again, grads)[-1])
