@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optimizers.core import DecayMode, Rule, Scalar, State, Values, add_scaled, advance
 
-CHUNK = 2**18  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
+CHUNK = 2**17  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
 HALF = (torch.float16, torch.bfloat16)
 
 
