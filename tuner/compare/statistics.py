@@ -68,11 +68,11 @@ def sign_patterns(n: int, rng: np.random.Generator) -> Array:
     """
     if n <= EXACT_SEEDS:
         codes = np.arange(2 ** max(n - 1, 0))[:, None]
-        exact: Array = 1.0 - 2.0 * ((codes >> np.arange(n)) & 1)
-        return exact
-    patterns: Array = 1.0 - 2.0 * rng.integers(0, 2, size=(RANDOM_FLIPS + 1, n))
-    patterns[0] = 1.0
-    return patterns
+        bits = (codes >> np.arange(n)) & 1
+    else:
+        bits = rng.integers(0, 2, size=(RANDOM_FLIPS + 1, n))
+        bits[0] = 0
+    return np.where(bits == 1, -1.0, 1.0)
 
 
 class PairTests(NamedTuple):
@@ -139,11 +139,17 @@ def few_seeds_test(differences: npt.ArrayLike, sd_floor: float) -> float:
 
 
 def holm(p_values: npt.ArrayLike) -> Array:
-    """Holm's step-down correction of independent or dependent p values."""
-    from statsmodels.stats.multitest import multipletests
+    """Holm's step-down correction; controls the family-wise error under any dependence.
 
+    Source: Holm, Scand. J. Stat. 6 (1979). Ours, since scipy has none and statsmodels' collects
+    garbage on every call (0.1 s).
+    """
     p = _finite(p_values)
-    return np.asarray(multipletests(p, method="holm")[1]) if p.size else p
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, stepped)
+    return adjusted
 
 
 def t_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval | None:
