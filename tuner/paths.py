@@ -52,3 +52,8 @@ class Home:
     def reports(self) -> Path:
         """HTML reports, one a study."""
         return self.root / "reports"
+
+    @property
+    def leases(self) -> Path:
+        """Lock files of the GPUs that a study on this machine holds."""
+        return self.root / "leases"

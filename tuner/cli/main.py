@@ -17,6 +17,7 @@ from tuner.errors import TaskError, TunerError
 from tuner.paths import mask_password
 
 COMMANDS = {
+    "lr-find": "tuner.cli.lr_find:lr_find",
     "optimizers": "tuner.cli.optimizers:optimizers",
     "mlflow": "tuner.cli.mlflow:mlflow",
     "db": "tuner.cli.db:db",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
+from contextlib import closing
 
 import click
 
@@ -43,11 +43,8 @@ def sync(context: Context, name: str, as_json: bool) -> None:
     """
     from tuner.store.mlflow import sync
 
-    store = context.open_store()
-    try:
-        report = sync(store, name, _uri(context))
-    finally:
-        store.close()
+    with closing(context.open_store()) as store:
+        report = sync(store, name, _uri(context), str(context.home.artifacts))
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
@@ -63,7 +60,7 @@ def sync(context: Context, name: str, as_json: bool) -> None:
 def ui(context: Context, only_print: bool) -> None:
     """Open the dashboard.
 
-    For a tracking server its address is printed instead.
+    For a local store this starts a server until Ctrl-C.
 
     \b
     Examples:
@@ -73,11 +70,10 @@ def ui(context: Context, only_print: bool) -> None:
     from tuner.store.mlflow import ui_command
 
     command = ui_command(_uri(context))
-    if only_print or command.startswith(("http://", "https://")):
+    if only_print:
         click.echo(command)
-        return
-    program, *arguments = shlex.split(command)
-    os.execvp(program, [program, *arguments])
+    else:
+        os.execv("/bin/sh", ["sh", "-c", command])
 
 
 def _uri(context: Context) -> str:
