@@ -61,7 +61,7 @@ def check(url: str, retry_seconds: float = RETRY_SECONDS) -> SchemaReport:
 def ensure_current(database: Database) -> None:
     """Upgrade unless the tables are at this version's revision already."""
     if database.read(stored_revision) != REVISION:
-        database.migrate(_upgrade)
+        database.migrate(lambda connection: _upgrade(connection, database.location))
 
 
 def stored_revision(connection: Connection) -> str | None:
@@ -88,7 +88,7 @@ def alembic_config(connection: Connection) -> Config:
     return config
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, location: str) -> None:
     from alembic import command
     from alembic.script import ScriptDirectory
 
@@ -100,7 +100,7 @@ def _upgrade(connection: Connection) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if revision is not None and revision not in known:
         raise BackendError(
-            f"the database is at schema {revision}, newer than schema {REVISION} of this version: "
+            f"{location} is at schema {revision}, newer than schema {REVISION} of this version: "
             "upgrade the optimizer-tuner package"
         )
     command.upgrade(config, "head")
