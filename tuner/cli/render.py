@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
+
+WIDE = 10_000  # columns: nothing wraps
 
 
 def print_json(value: Any) -> None:
@@ -23,9 +26,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    console = Console(markup=False, highlight=False)
-    width = console.width if console.is_terminal else console.measure(table).maximum
-    console.print(table, width=width, crop=False)
+    width = None if sys.stdout.isatty() else WIDE
+    Console(width=width, markup=False, highlight=False).print(table)
 
 
 def note(message: str) -> None:
