@@ -21,6 +21,7 @@ import torch
 
 from tuner import checkpoint
 from tuner.errors import TaskError, UsageError
+from tuner.lr_finder import lr_range
 from tuner.records import Evaluation, Failure, Job, LrCurve, Outcome
 from tuner.seeding import deterministic, restore_rng, rng_state
 from tuner.task import is_out_of_memory, one_line
@@ -318,7 +319,17 @@ def _check(job: Job, trace: Trace, report: Report) -> None:
     require_metric(job.metric, metrics)
 
 
+def _lr_range(job: Job, trace: Trace, report: Report) -> None:
+    def progress(step: int, steps: int) -> None:
+        if not report(step, steps, None):
+            raise _Stopped("cancelled")
+
+    trace.lr_curve = lr_range(job, progress)
+    trace.value = trace.lr_curve.suggested_lr
+
+
 _KINDS: dict[str, Callable[[Job, Trace, Report], None]] = {
     "train": _train,
     "check": _check,
+    "lr_range": _lr_range,
 }
