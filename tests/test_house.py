@@ -34,7 +34,7 @@ LAYERS = {
         ("tuner.space",),
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),
         ("tuner.stages",),
-        ("tuner.answer",),
+        ("tuner.answer", "tuner.jobs", "tuner.lease"),
         ("tuner.seeding", "tuner.data", "tuner.checkpoint", "tuner.lr_curve", "tuner.snapshot"),
         ("tuner.workload",),
         ("tuner.lr_finder",),

@@ -54,6 +54,6 @@ class Home:
         return self.root / "reports"
 
     @property
-    def leases(self) -> Path:
-        """Lock files of the GPUs that a study on this machine holds."""
-        return self.root / "leases"
+    def devices(self) -> Path:
+        """Lock files of the GPUs that are in use on this machine."""
+        return self.root / "devices"
