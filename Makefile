@@ -1,6 +1,10 @@
 # `make demo` and `make test` work on a machine with nothing but Python 3.11 and make.
 
-PYTHON = $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+# The first of these that runs and is new enough; looked for only when it is needed.
+PYTHONS := python3.11 python3.12 python3.13 python3
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON = $(shell for python in $(PYTHONS); do \
+	$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 STAMP := .venv/.stamp
 PYTEST := $(BIN)/python -m pytest
@@ -15,8 +19,9 @@ help:  ## List the targets
 setup: $(STAMP)  ## Make .venv from requirements.lock; does nothing when it is up to date
 
 $(STAMP): requirements.lock pyproject.toml tools/environment.py
-	@test -n "$(PYTHON)" || { echo "setup: no python3 found; Python 3.11 or newer is needed" >&2; exit 1; }
-	@"$(PYTHON)" tools/environment.py setup
+	@python="$(PYTHON)"; test -n "$$python" || \
+		{ echo "setup: Python 3.11 or newer is needed, and none was found" >&2; exit 1; }; \
+	$$python tools/environment.py setup
 
 demo: setup  ## Tune four optimizers on real data and print which one is best (about 5 minutes)
 	$(BIN)/tuner study start studies/digits.toml --replace
@@ -38,7 +43,7 @@ format: setup  ## Let ruff fix and format the code
 	$(BIN)/ruff format
 
 lock:  ## Pin every dependency anew from the ranges in pyproject.toml
-	@"$(PYTHON)" tools/environment.py lock
+	@$(PYTHON) tools/environment.py lock
 
 clean:  ## Remove the environment and every cache; results under .tuner/ stay
 	rm -rf .venv .venv.lock build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,7 +30,7 @@ LAYERS = {
     "tuner": (
         ("tuner.errors", "tuner.paths", "tuner"),
         ("tuner.records",),
-        ("tuner.spec", "tuner.task", "tuner.lr_curve", "tuner.provenance", "tuner.advice"),
+        ("tuner.spec", "tuner.task", "tuner.provenance", "tuner.advice"),
         ("tuner.space",),
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),
         ("tuner.stages",),

@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run a program of an environment that holds the wheel and, beside it, its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     environment = folder / "env"
-    venv.create(environment)
+    venv.create(environment, symlinks=True)
     wheel = _build(folder)
     _check(sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"))(
         "install", "--quiet", "--no-deps", str(wheel)

@@ -27,15 +27,11 @@ EXTRAS = "studies,integrations,dev"
 HELD = ("torch==2.13.0",)
 # torch's builds for accelerators pin these themselves; a CPU build has none of them.
 OF_TORCH_BUILD = re.compile(r"^(nvidia-(?!ml-py)|cuda-|triton\b)")
-HEADER = (
-    "# Written by `make lock`: pip freeze of a clean environment. Ranges are in pyproject.toml.\n"
-)
+HEADER = "# Written by `make lock` (pip freeze of a clean environment); ranges: pyproject.toml\n"
 
 
 def main(command: str) -> None:
     """Run one command; ends with one line and status 1 when this Python cannot do it."""
-    if sys.version_info < (3, 11):  # noqa: UP036  any Python of the machine may run this file
-        raise SystemExit(f"setup: Python 3.11 or newer is needed; {sys.executable} is older")
     try:
         import ensurepip  # noqa: F401  Debian ships it apart from Python
     except ImportError:
@@ -58,7 +54,7 @@ def setup() -> None:
             return
         if not STAMP.exists():
             print("setup: making .venv (a few minutes, once)", flush=True)
-            venv.create(VENV, clear=True, with_pip=True)
+            venv.create(VENV, clear=True, symlinks=True, with_pip=True)
         STAMP.unlink(missing_ok=True)
         # Without --no-compile half of the time goes into compiling modules that nobody imports.
         pip(VENV, "install", "-qq", "--no-compile", "--requirement", str(INPUTS[0]))
@@ -69,7 +65,7 @@ def setup() -> None:
 def lock() -> None:
     """Resolve pyproject.toml's ranges in a clean environment and pin the result."""
     with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True)
+        venv.create(folder, symlinks=True, with_pip=True)
         requirement = f"{ROOT}[{EXTRAS}]"
         pip(Path(folder), "install", "-qq", "setuptools", *HELD, requirement)
         frozen = pip(Path(folder), "freeze", "--all", "--exclude", "pip", stdout=subprocess.PIPE)
