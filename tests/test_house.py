@@ -43,6 +43,7 @@ LAYERS = {
         ("tuner.progress", "tuner.range_tests"),
         ("tuner.runner",),
         ("tuner.service",),
+        ("tuner.service",),
         ("tuner.cli",),
     ),
 }

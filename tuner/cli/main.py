@@ -18,6 +18,8 @@ from tuner.paths import mask_password
 
 COMMANDS = {
     "lr-find": "tuner.cli.lr_find:lr_find",
+    "study": "tuner.cli.study:study",
+    "trial": "tuner.cli.trial:trial",
     "optimizers": "tuner.cli.optimizers:optimizers",
     "mlflow": "tuner.cli.mlflow:mlflow",
     "db": "tuner.cli.db:db",

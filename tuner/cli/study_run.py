@@ -1,0 +1,271 @@
+"""The commands that change a study: start, resume, stop, delete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.cli.context import Context, pass_context
+from tuner.cli.options import json_option, yes_option
+from tuner.cli.render import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from tuner.service import Environment, Result
+    from tuner.spec import StudySpec
+    from tuner.store.base import Store
+
+INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM asks to stop, a second Ctrl-C stops at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+        os.write(2, b"\ntuner: stopping; what is finished is kept (Ctrl-C again: at once)\n")
+
+    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def environment(
+    context: Context, store: Store, asked: threading.Event | None = None
+) -> Environment:
+    """The library's view of the global options."""
+    from tuner import progress
+    from tuner.service import Environment
+
+    return Environment(
+        store=store,
+        home=context.home,
+        search_path=(str(Path.cwd()),),
+        reporter=lambda spec: progress.reporter(spec, quiet=context.verbosity < 0),
+        mlflow_uri=context.mlflow_uri,
+        should_stop=asked.is_set if asked else lambda: False,
+    )
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "-S",
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the file, e.g. budget.max_steps=100; may be given several times.",
+)
+@click.option("--slots", type=click.IntRange(min=1), help="Trials at once; like -S run.slots=N.")
+@click.option("--dry-run", is_flag=True, help="Show arms, spaces, slots and cost; create nothing.")
+@click.option("--replace", is_flag=True, help="Delete a study of that name first.")
+@json_option
+@pass_context
+def start(
+    context: Context,
+    file: Path,
+    overrides: tuple[str, ...],
+    slots: int | None,
+    dry_run: bool,
+    replace: bool,
+    as_json: bool,
+) -> int:
+    """Run the study of FILE and print which arm is best, and how sure that is.
+
+    Ctrl-C stops within seconds and keeps everything finished; `tuner study resume` goes on.
+
+    \b
+    Examples:
+      tuner study start studies/digits.toml
+      tuner study start studies/digits.toml -S budget.trials_per_arm=4 -S study.name=try
+      tuner study start studies/digits.toml --dry-run
+    """
+    from tuner.spec import load_spec
+
+    extra = (f"run.slots={slots}",) if slots else ()
+    spec = load_spec(file, overrides + extra)
+    if dry_run:
+        return _dry_run(context, spec, as_json)
+    from tuner import service
+
+    with contextlib.closing(context.open_store()) as store, stop_on_signal() as asked:
+        result = service.start(spec, environment(context, store, asked), replace)
+        return _conclude(context, result, asked, as_json)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--slots", type=click.IntRange(min=1), help="Trials at once.")
+@json_option
+@pass_context
+def resume(context: Context, name: str, slots: int | None, as_json: bool) -> int:
+    """Go on with study NAME, after a stop or a crash.
+
+    The plan is that of the uninterrupted study; interrupted trials go on from their checkpoints.
+
+    \b
+    Example:
+      tuner study resume digits
+    """
+    from tuner import service
+
+    with contextlib.closing(context.open_store()) as store, stop_on_signal() as asked:
+        result = service.resume(name, environment(context, store, asked), slots)
+        return _conclude(context, result, asked, as_json)
+
+
+def _conclude(context: Context, result: Result, asked: threading.Event, as_json: bool) -> int:
+    name = result.study.name
+    if result.comparison is None:
+        note(f"stopped; `tuner study resume {name}` goes on")
+        return INTERRUPTED if asked.is_set() else 0
+    from tuner.compare.verdicts import comparison_json
+
+    if as_json:
+        print_json(comparison_json(name, result.comparison.metric, result.comparison))
+        return 0
+    print_comparison(result.comparison)
+    note(f"\nreport:    {os.path.relpath(result.report)}" if result.report else "")
+    if context.mlflow_uri is not None:
+        from tuner.store.mlflow import ui_command
+
+        note(f"dashboard: {ui_command(context.mlflow_uri)}")
+    return 0
+
+
+def print_comparison(comparison: Any) -> None:
+    """The table and the answer, on stdout."""
+    from rich.console import Console
+
+    from tuner.compare.terminal import comparison_table
+
+    console = Console(highlight=False)
+    width = console.width if console.is_terminal else 160
+    console = Console(highlight=False, width=width)
+    console.print(comparison_table(comparison, width))
+    console.print(comparison.answer, markup=False)
+
+
+def _dry_run(context: Context, spec: StudySpec, as_json: bool) -> int:
+    from tuner import service
+    from tuner.space import arm_space
+
+    found = service.dry_run(spec, context.home, (str(Path.cwd()),))
+    arms = [
+        {
+            "name": arm.name,
+            "optimizer": arm.optimizer,
+            "schedule": arm.schedule,
+            "space": {
+                d.name: list(d.values) if d.values else [d.low, d.high]
+                for d in arm_space(spec, arm, None)
+            },
+            "lr_from_range_test": spec.box(arm).lr == "auto",
+        }
+        for arm in spec.arms
+    ]
+    if as_json:
+        print_json(
+            {
+                "study": spec.study.name,
+                "arms": arms,
+                "trials": found.sizes,
+                "total_trials": sum(found.sizes.values()),
+                "slots": [s.model_dump(mode="json") for s in found.slots],
+                "steps_per_trial": found.steps,
+                "expected_seconds": found.seconds,
+            }
+        )
+        return 0
+    print_table(
+        ("arm", "optimizer", "schedule", "lr", "batch sizes", "weight decay"),
+        [
+            (
+                arm["name"],
+                arm["optimizer"],
+                arm["schedule"],
+                "from its range test" if arm["lr_from_range_test"] else _box(arm, "lr"),
+                " ".join(map(str, arm["space"]["batch_size"])),
+                _box(arm, "weight_decay"),
+            )
+            for arm in arms
+        ],
+    )
+    sizes = "  ".join(f"{stage} {size}" for stage, size in found.sizes.items())
+    note(f"\ntrials:  {sum(found.sizes.values())} at most ({sizes})")
+    note(f"slots:   {', '.join(s.device for s in found.slots)}")
+    if found.steps:
+        note(f"length:  {found.steps} steps a trial at the reference batch size")
+    if found.seconds:
+        note(f"cost:    about {found.seconds / 60:.1f} minutes on these slots")
+    return 0
+
+
+def _box(arm: dict[str, Any], name: str) -> str:
+    low, high = arm["space"][name]
+    return f"{low:g}" if low == high else f"{low:g} .. {high:g}"
+
+
+@click.command()
+@click.argument("name")
+@pass_context
+def stop(context: Context, name: str) -> None:
+    """Ask the coordinator of study NAME, on whatever host, to stop and keep everything.
+
+    \b
+    Example:
+      tuner study stop digits
+    """
+    from datetime import UTC, datetime
+
+    from tuner.lease import is_alive
+
+    with contextlib.closing(context.open_store()) as store:
+        store.request_stop(name)
+        lease = store.get_lease(name)
+    if is_alive(lease, datetime.now(UTC)) and lease is not None:
+        note(f"asked process {lease.pid} on {lease.host} to stop")
+    else:
+        note(f"study {name!r} is not running")
+
+
+@click.command()
+@click.argument("name")
+@yes_option
+@pass_context
+def delete(context: Context, name: str, yes: bool) -> None:
+    """Remove study NAME with all its trials, checkpoints and its report; MLflow keeps its copy.
+
+    \b
+    Example:
+      tuner study delete digits --yes
+    """
+    from datetime import UTC, datetime
+
+    from tuner import service
+    from tuner.errors import UsageError
+    from tuner.lease import is_alive
+
+    with contextlib.closing(context.open_store()) as store:
+        count = len(store.trials(name))
+        if is_alive(store.get_lease(name), datetime.now(UTC)):
+            raise UsageError(f"study {name!r} is running; `tuner study stop {name}` first")
+        if not yes:
+            click.confirm(f"Delete study {name!r} with {count} trials?", abort=True, err=True)
+        service.delete(environment(context, store), name)
+    note(f"deleted study {name!r}")

@@ -1,0 +1,189 @@
+"""`tuner trial`: look at single trials, and run one again."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.cli.context import Context, pass_context
+from tuner.cli.lazy import LazyGroup
+from tuner.cli.options import json_option
+from tuner.cli.render import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from tuner.records import Evaluation, Trial
+
+TABLE = {
+    "list": "tuner.cli.trial:list_trials",
+    "show": "tuner.cli.trial:show",
+    "rerun": "tuner.cli.trial:rerun",
+}
+
+
+@click.group(cls=LazyGroup, table=TABLE)
+def trial() -> None:
+    """Look at the trials of a study.
+
+    \b
+    Examples:
+      tuner trial list digits
+      tuner trial show digits 17
+      tuner trial rerun digits 17
+    """
+
+
+def as_record(trial: Trial) -> dict[str, Any]:
+    """One entry of `tuner trial list --json`."""
+    row = trial.model_dump(mode="json")
+    keys = ("number", "arm", "stage", "seed", "state", "params", "value", "device", "attempts")
+    times = ("started_at", "finished_at", "failure")
+    return {key: row[key] for key in (*keys, *times)}
+
+
+def _settings(trial: Trial) -> str:
+    return " ".join(f"{k}={v:.3g}" for k, v in trial.params.items())
+
+
+@click.command("list")
+@click.argument("name")
+@click.option("--stage", help="Only trials of this stage.")
+@click.option("--arm", help="Only trials of this arm.")
+@json_option
+@pass_context
+def list_trials(
+    context: Context, name: str, stage: str | None, arm: str | None, as_json: bool
+) -> None:
+    """List the trials of study NAME.
+
+    \b
+    Examples:
+      tuner trial list digits --stage explore
+      tuner trial list digits --json
+    """
+    with contextlib.closing(context.open_store()) as store:
+        rows = [t for t in store.trials(name) if stage in (None, t.stage) and arm in (None, t.arm)]
+    if as_json:
+        print_json([as_record(t) for t in rows])
+        return
+    print_table(
+        ("number", "stage", "arm", "seed", "state", "value", "settings", "seconds"),
+        [
+            (
+                t.number,
+                t.stage,
+                t.arm,
+                t.seed,
+                t.state,
+                "" if t.value is None else f"{t.value:.5g}",
+                _settings(t),
+                f"{t.wall_seconds:.1f}",
+            )
+            for t in rows
+        ],
+    )
+
+
+@click.command()
+@click.argument("name")
+@click.argument("number", type=click.IntRange(min=0))
+@json_option
+@pass_context
+def show(context: Context, name: str, number: int, as_json: bool) -> None:
+    """Show everything about trial NUMBER of study NAME, its evaluations and failure.
+
+    \b
+    Example:
+      tuner trial show digits 17 --json
+    """
+    with contextlib.closing(context.open_store()) as store:
+        row = store.get_trial(name, number)
+        evaluations = store.evaluations(name, number)
+        lrs = store.step_lrs(name, number)
+        curve = store.lr_curves(name).get(number)
+    if as_json:
+        data = row.model_dump(mode="json")
+        data["evaluations"] = [e.model_dump(mode="json") for e in evaluations]
+        data["lrs"] = lrs
+        data["lr_curve"] = curve.model_dump(mode="json") if curve else None
+        print_json(data)
+        return
+    result = "" if row.value is None else f"  value {row.value:.6g}"
+    print_table(
+        ("", ""),
+        [
+            ("trial", f"{number} of {name}: {row.stage}, {row.arm}, seed {row.seed}"),
+            ("state", f"{row.state}{result}"),
+            ("configuration", row.configuration.model_dump_json()),
+            ("ran on", f"{row.device} of {row.host}, attempts {row.attempts}"),
+            ("took", f"{row.wall_seconds:.2f} s, {row.steps} steps"),
+            ("code", str(row.provenance.get("code", ""))),
+            ("packages", str(row.provenance.get("packages", ""))),
+        ],
+    )
+    if evaluations:
+        names = sorted(evaluations[-1].metrics)
+        print_table(
+            ("step", "lr", "train loss", "grad norm", *names),
+            [
+                (
+                    e.step,
+                    f"{e.lr:.4g}",
+                    f"{e.train_loss:.5g}",
+                    f"{e.grad_norm:.4g}",
+                    *(f"{e.metrics[m]:.5g}" for m in names),
+                )
+                for e in evaluations
+            ],
+        )
+    if curve is not None:
+        note(curve.reason)
+    if row.failure is not None:
+        note(f"{row.failure.kind}: {row.failure.message}\n{row.failure.traceback}".rstrip())
+
+
+@click.command()
+@click.argument("name")
+@click.argument("number", type=click.IntRange(min=0))
+@json_option
+@pass_context
+def rerun(context: Context, name: str, number: int, as_json: bool) -> int:
+    """Run trial NUMBER of study NAME again and compare, to the last bit; nothing is stored.
+
+    Exit code 1 when a metric differs: other code, packages, threads or device.
+
+    \b
+    Example:
+      tuner trial rerun digits 17
+    """
+    from tuner import service
+    from tuner.cli.study_run import environment
+
+    with contextlib.closing(context.open_store()) as store:
+        trial, then, outcome = service.rerun(name, number, environment(context, store))
+    same = _metrics(then) == _metrics(outcome.evaluations) and trial.value == outcome.value
+    if as_json:
+        print_json(
+            {
+                "number": number,
+                "identical": same,
+                "then": {"state": trial.state, "value": trial.value, "metrics": _metrics(then)},
+                "now": {
+                    "state": outcome.state,
+                    "value": outcome.value,
+                    "metrics": _metrics(outcome.evaluations),
+                },
+            }
+        )
+    else:
+        print_table(
+            ("", "state", "value"),
+            [("then", trial.state, trial.value), ("now", outcome.state, outcome.value)],
+        )
+        note("identical to the last bit" if same else "different")
+    return 0 if same else 1
+
+
+def _metrics(evaluations: list[Evaluation]) -> list[dict[str, float]]:
+    return [e.metrics for e in evaluations]

@@ -1,0 +1,81 @@
+"""From a planned trial to the job that a worker runs, and the check before a study starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.errors import TaskError, UsageError
+from tuner.executors.base import Executor, Finished
+from tuner.records import Job, Outcome, Trial
+from tuner.spec import StudySpec
+from tuner.stages import History, next_trials
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study's task is imported from and its checkpoints lie."""
+
+    search_path: tuple[str, ...]
+    checkpoints: Path
+
+
+def job_of(spec: StudySpec, trial: Trial, places: Places) -> Job:
+    """What a worker has to know to run a trial."""
+    budget, ranging = spec.budget, trial.stage == "lr-range"
+    length: dict[str, Any] = (
+        {"max_steps": budget.lr_range_steps}
+        if ranging
+        else {k: getattr(budget, k) for k in ("max_steps", "max_epochs", "max_examples")}
+    )
+    return Job(
+        id=str(trial.number),
+        kind="lr_range" if ranging else "train",
+        task=spec.study.task,
+        search_path=places.search_path,
+        configuration=trial.configuration,
+        seed=trial.seed,
+        metric=spec.study.metric,
+        direction=spec.study.direction,
+        evaluations=budget.evaluations,
+        stop_rules=trial.stop_rules,
+        micro_batch=trial.micro_batch,
+        checkpoint=None if ranging else str(places.checkpoints / f"{trial.number}.pt"),
+        checkpoint_seconds=spec.run.checkpoint_seconds,
+        **length,
+    )
+
+
+def check_job(spec: StudySpec, places: Places) -> Job:
+    """A job that builds the task and tries one batch, before anything is spent or created."""
+    trial = next(next_trials(spec, History({}, {})))
+    job = job_of(spec, trial, places)
+    return job.model_copy(update={"id": "check", "kind": "check", "checkpoint": None})
+
+
+def check_task(spec: StudySpec, executor: Executor, places: Places) -> dict[str, Any]:
+    """Run the check job; returns what it found out (metrics, sizes, seconds per step).
+
+    Raises:
+        TaskError: the user's code fails; carries their traceback.
+        UsageError: the deciding metric is not among the task's.
+    """
+    executor.submit(check_job(spec, places))
+    while True:
+        for event in executor.poll(0.5):
+            if isinstance(event, Finished):
+                return _checked(spec, event.outcome)
+
+
+def _checked(spec: StudySpec, outcome: Outcome) -> dict[str, Any]:
+    if outcome.failure is not None and outcome.state != "diverged":
+        where = f"task {spec.study.task!r}"
+        raise TaskError(f"{where}: {outcome.failure.message}", outcome.failure.traceback)
+    metrics = outcome.info.get("metrics", [])
+    if metrics and spec.study.metric not in metrics:
+        raise UsageError(
+            f"study.metric = {spec.study.metric!r}: the task has no such metric;"
+            f" allowed: {', '.join(metrics)}"
+        )
+    return outcome.info

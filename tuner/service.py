@@ -1,0 +1,273 @@
+"""Studies from beginning to end: what the command line calls, and scripts may call too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tuner.answer import compare_study
+from tuner.compare.verdicts import Comparison, comparison_json
+from tuner.errors import NoCompletedTrialError, UsageError
+from tuner.executors.base import Finished, Slot
+from tuner.executors.devices import leased, plan_slots
+from tuner.executors.local import LocalExecutor
+from tuner.jobs import Places, check_task, job_of
+from tuner.paths import Home
+from tuner.progress import Reporter
+from tuner.provenance import collect
+from tuner.records import Evaluation, LrCurve, Outcome, Study, Trial
+from tuner.runner import Coordinator
+from tuner.spec import StudySpec
+from tuner.stages import stage_sizes
+from tuner.store.base import Store
+from tuner.store.sink import MlflowSink
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where studies are kept and how they run.
+
+    Attributes:
+        search_path: folders from which tasks are imported, before `sys.path`.
+        mlflow_uri: None = no MLflow.
+        should_stop: asked a few times a second; True stops the study and keeps everything.
+    """
+
+    store: Store
+    home: Home
+    search_path: tuple[str, ...]
+    reporter: Callable[[StudySpec], Reporter]
+    mlflow_uri: str | None = None
+    should_stop: Callable[[], bool] = lambda: False
+
+    def places(self, study: str) -> Places:
+        """Where the study's task comes from and its checkpoints go."""
+        return Places(self.search_path, self.home.checkpoints / study)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a study stands after a run; `comparison` is None unless it was completed."""
+
+    study: Study
+    comparison: Comparison | None = None
+    report: Path | None = None
+
+
+@contextmanager
+def _executor(slots: int | None, home: Home, study: str) -> Iterator[LocalExecutor]:
+    with ExitStack() as stack:
+        free = stack.enter_context(leased(plan_slots(slots), home.leases))
+        yield stack.enter_context(LocalExecutor(free, home.logs / study))
+
+
+def with_slots(spec: StudySpec, slots: tuple[Slot, ...]) -> StudySpec:
+    """The number of slots is part of the plan: see `tuner.stages.lookback`."""
+    run = spec.run.model_copy(update={"slots": len(slots)})
+    return spec.model_copy(update={"run": run})
+
+
+def new_study(spec: StudySpec, provenance: dict[str, Any]) -> Study:
+    """A study's row before its first trial."""
+    now = datetime.now(UTC)
+    return Study(
+        name=spec.study.name,
+        state="running",
+        spec=spec.model_dump(mode="json"),
+        created_at=now,
+        updated_at=now,
+        provenance=provenance,
+    )
+
+
+def start(spec: StudySpec, env: Environment, replace: bool = False) -> Result:
+    """Check the task, create the study and run it.
+
+    Raises:
+        UsageError: the name is taken (and `replace` is False), or the metric does not exist.
+        TaskError: the user's code fails.
+        NoCompletedTrialError: not one trial completed.
+    """
+    name = spec.study.name
+    taken = any(study.name == name for study in env.store.list_studies())
+    if taken and not replace:
+        raise UsageError(
+            f"study {name!r} exists: `tuner study resume {name}` goes on with it, --replace"
+            " starts again, -S study.name=... gives another name"
+        )
+    with _executor(spec.run.slots, env.home, name) as executor:
+        info = check_task(spec, executor, env.places(name))
+        spec = with_slots(spec, executor.slots)
+        provenance = collect(spec.study.task, Path.cwd())
+        study = new_study(spec, {**provenance, "data": info.get("data", {})})
+        if taken:
+            delete(env, name)
+        env.store.create_study(study)
+        return _run(study, env, executor)
+
+
+def resume(name: str, env: Environment, slots: int | None = None) -> Result:
+    """Go on with a study where it stands.
+
+    Raises:
+        UsageError: there is no such study.
+        TunerError: another coordinator runs it.
+    """
+    study = env.store.get_study(name)
+    spec = StudySpec.model_validate(study.spec)
+    with _executor(slots or spec.run.slots, env.home, name) as executor:
+        return _run(study, env, executor)
+
+
+def _run(study: Study, env: Environment, executor: LocalExecutor) -> Result:
+    spec = StudySpec.model_validate(study.spec)
+    reporter = env.reporter(spec)
+    sink = MlflowSink(env.mlflow_uri) if env.mlflow_uri else None
+    try:
+        Coordinator(
+            study=study,
+            store=env.store,
+            executor=executor,
+            places=env.places(study.name),
+            reporter=reporter,
+            sinks=[sink] if sink else [],
+            should_stop=env.should_stop,
+        ).run()
+        result = conclude(study.name, env)
+        if sink is not None:
+            arms = _arm_rows(result)
+            sink.study_finished(result.study, arms)
+            if result.report is not None:
+                sink.log_report(result.study, result.report)
+        return result
+    finally:
+        reporter.close()
+        if sink is not None:
+            told = sink.close(timeout=60.0)
+            if told.failed:
+                reporter.message(
+                    f"{told.message}; `tuner mlflow sync {study.name}` fills the gap later"
+                )
+
+
+def _arm_rows(result: Result) -> list[dict[str, Any]]:
+    if result.comparison is None:
+        return []
+    rows = comparison_json(result.study.name, result.comparison.metric, result.comparison)["arms"]
+    return list(rows)
+
+
+def conclude(name: str, env: Environment) -> Result:
+    """Compare the arms of a completed study, keep the answer and write the report.
+
+    Raises:
+        NoCompletedTrialError: not one trial completed.
+    """
+    study = env.store.get_study(name)
+    if study.state != "completed":
+        return Result(study)
+    try:
+        comparison = comparison_of(name, env.store)
+    except NoCompletedTrialError:
+        env.store.set_study_state(name, "failed")
+        raise
+    env.store.set_study_state(name, "completed", comparison.answer)
+    study = env.store.get_study(name)
+    report = make_report(name, env.store, env.home.reports / f"{name}.html", comparison)
+    return Result(study, comparison, report)
+
+
+def comparison_of(name: str, store: Store) -> Comparison:
+    """Compare the arms of a study by what it has so far.
+
+    Raises:
+        NoCompletedTrialError: there is nothing to judge by yet.
+    """
+    spec = StudySpec.model_validate(store.get_study(name).spec)
+    return compare_study(spec, store.trials(name), store.lr_curves(name))
+
+
+def make_report(name: str, store: Store, path: Path, comparison: Comparison) -> Path:
+    """Write the report of a study as one HTML file."""
+    from tuner.compare.report import write_report  # brings matplotlib, which few commands need
+
+    trials = store.trials(name)
+    evaluations: dict[int, list[Evaluation]] = {
+        t.number: store.evaluations(name, t.number) for t in trials
+    }
+    curves: dict[int, LrCurve] = store.lr_curves(name)
+    return write_report(path, store.get_study(name), trials, evaluations, curves, comparison)
+
+
+def delete(env: Environment, name: str) -> None:
+    """Remove a study with its checkpoints and report."""
+    import shutil
+
+    env.store.delete_study(name)
+    shutil.rmtree(env.home.checkpoints / name, ignore_errors=True)
+    (env.home.reports / f"{name}.html").unlink(missing_ok=True)
+
+
+def rerun(name: str, number: int, env: Environment) -> tuple[Trial, list[Evaluation], Outcome]:
+    """Run a trial of a study again, as it was; nothing is stored.
+
+    Returns the trial, its evaluations then, and the outcome now. On the CPU the metrics are
+    bit-equal when code, packages and number of threads are the same.
+    """
+    study = env.store.get_study(name)
+    spec = StudySpec.model_validate(study.spec)
+    trial = env.store.get_trial(name, number)
+    job = job_of(spec, trial, env.places(name)).model_copy(update={"checkpoint": None})
+    with _executor(spec.run.slots, env.home, name) as executor:
+        executor.submit(job)
+        while True:
+            for event in executor.poll(0.5):
+                if isinstance(event, Finished):
+                    return trial, env.store.evaluations(name, number), event.outcome
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a study would do and cost."""
+
+    slots: tuple[Slot, ...]
+    sizes: dict[str, int]
+    info: dict[str, Any]  # of the check job
+    steps: int | None  # of a full trial at the reference batch; None when epochs decide
+    seconds: float | None  # of the whole study
+
+
+def dry_run(spec: StudySpec, home: Home, search_path: tuple[str, ...]) -> DryRun:
+    """Check the task and estimate the cost; no database is touched.
+
+    Raises:
+        TaskError, UsageError: as `start`.
+    """
+    name = spec.study.name
+    with _executor(spec.run.slots, home, name) as executor:
+        info = check_task(spec, executor, Places(search_path, home.checkpoints / name))
+        slots = executor.slots
+    steps = full_steps(spec, info.get("n_train"))
+    seconds = None
+    sizes = stage_sizes(spec)
+    if steps and info.get("seconds_per_step"):
+        per_eval = info.get("seconds_per_eval", 0.0)
+        trial = steps * info["seconds_per_step"] + spec.budget.evaluations * per_eval
+        ranging = spec.budget.lr_range_steps * info["seconds_per_step"]
+        full = sum(size for stage, size in sizes.items() if stage != "lr-range")
+        seconds = (full * trial + sizes["lr-range"] * ranging) / len(slots)
+    return DryRun(slots, {str(k): v for k, v in sizes.items()}, info, steps, seconds)
+
+
+def full_steps(spec: StudySpec, examples: int | None) -> int | None:
+    """Optimizer steps of a full trial at the reference batch size."""
+    budget, batch = spec.budget, spec.search.reference
+    if budget.max_steps:
+        return budget.max_steps
+    if budget.max_examples:
+        return -(-budget.max_examples // batch)
+    return round(budget.max_epochs * examples / batch) if budget.max_epochs and examples else None
