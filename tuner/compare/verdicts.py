@@ -37,7 +37,7 @@ class ArmScores(Record):
         scores: the metric of each seed; None = diverged, which counts as the worst and is kept.
         explored: completed trials of the search that chose the configuration; None = unknown.
         explored_values: their scores; when every arm gives them, P(best) covers luck in the search.
-        flags: reasons why the search of this arm is not finished, such as "at-bound".
+        flags: reasons why the search of this arm is not finished, such as "at-bound-lr".
     """
 
     name: str
@@ -191,7 +191,7 @@ def _test_pairs(
 
 def _reasons(arm: ArmScores, most_explored: int) -> list[str]:
     """Why the search of this arm is unfinished, in words."""
-    reasons = [wording.FLAGS.get(flag, flag) for flag in arm.flags]
+    reasons = [wording.flag(flag) for flag in arm.flags]
     if arm.explored is not None and arm.explored < FEWEST_TRIALS * most_explored:
         reasons.append(f"only {arm.explored} completed trials, another arm has {most_explored}")
     return reasons

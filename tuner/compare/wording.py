@@ -15,11 +15,17 @@ from tuner.compare.statistics import SEEDS_CAP, Interval
 if TYPE_CHECKING:
     from tuner.compare.verdicts import ArmResult, Comparison
 
-FLAGS = {
-    "at-bound": "its best point lies on a bound of the search box",
-    "budget-ended": "its budget ended before the search did",
-}
+AT_BOUND = "at-bound"
 SETTING_NAMES = {"lr": "lr", "batch_size": "batch size", "weight_decay": "weight decay"}
+
+
+def flag(text: str) -> str:
+    """A flag in words: `at-bound-lr` -> its best lr lies on a bound of the search box."""
+    if not text.startswith(AT_BOUND):
+        return text
+    name = text.removeprefix(AT_BOUND).strip("-")
+    what = SETTING_NAMES.get(name, name) or "point"
+    return f"its best {what} lies on a bound of the search box"
 
 
 def ends(interval: Interval | None, flip: bool) -> tuple[float | None, float | None]:
@@ -49,6 +55,14 @@ def number(value: float, uncertainty: float | None = None) -> str:
     if not 0 <= decimals <= 8:
         return f"{value:.4g}"
     return f"{value:.{decimals}f}"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """`0.950 .. 0.956`, or a dash when there is no interval."""
+    if low is None or high is None:
+        return "-"
+    half = (high - low) / 2
+    return f"{number(low, half)} .. {number(high, half)}"
 
 
 def more_seeds(count: int) -> str:
@@ -83,14 +97,20 @@ def configuration(arm: ArmResult) -> str:
     return f"{arm.optimizer} with {arm.schedule}" + (f" ({chosen})" if chosen else "")
 
 
+def mean(arm: ArmResult) -> str:
+    """The mean with the digits that its interval supports."""
+    if arm.ci_low is None or arm.ci_high is None:
+        return number(arm.mean)
+    return number(arm.mean, (arm.ci_high - arm.ci_low) / 2)
+
+
 def mean_with_interval(arm: ArmResult, level: int) -> str:
     """`0.953 (95 % interval 0.950 to 0.956, 8 seeds)`."""
     seeds = f"{len(arm.seeds)} seed{'s' if len(arm.seeds) > 1 else ''}"
     if arm.ci_low is None or arm.ci_high is None:
         return f"{number(arm.mean)} ({seeds}, no interval)"
-    half = (arm.ci_high - arm.ci_low) / 2
-    low, high = number(arm.ci_low, half), number(arm.ci_high, half)
-    return f"{number(arm.mean, half)} ({level} % interval {low} to {high}, {seeds})"
+    low_to_high = span(arm.ci_low, arm.ci_high).replace("..", "to")
+    return f"{mean(arm)} ({level} % interval {low_to_high}, {seeds})"
 
 
 def _possible(arm: ArmResult) -> str:

@@ -1,0 +1,303 @@
+"""Figures of a comparison: values in, a matplotlib `Figure` out, without pyplot's global state.
+
+Every figure says what its axes are, gives each arm the same colour and line style, and needs
+neither colour nor interaction to be read. Colours: Okabe and Ito, safe for the colour-blind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from tuner.compare import statistics as st
+from tuner.compare import wording
+from tuner.compare.scales import loss_limits, robust_limits
+from tuner.compare.verdicts import ArmResult, Comparison
+from tuner.records import Direction, LrCurve
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+INK, GREY, FAINT = "#1f2933", "#6b7785", "#e4e8ee"
+WIDTH = 8.0  # inches
+_COLUMNS = 2  # of small multiples
+
+
+@dataclass(frozen=True)
+class Explored:
+    """The exploration of one arm: learning rate and value of each trial, None = diverged."""
+
+    lrs: list[float]
+    values: list[float | None]
+    chosen_lr: float | None = None
+    box: tuple[float, float] | None = None  # of the learning rate
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one arm's chosen configuration: one (x, y) line for each seed."""
+
+    metric: list[list[tuple[float, float]]] = field(default_factory=list)
+    lr: list[list[tuple[float, float]]] = field(default_factory=list)
+
+
+def _style(k: int) -> dict[str, Any]:
+    dash = DASHES[(k // len(COLOURS) + k) % len(DASHES)]
+    return {"color": COLOURS[k % len(COLOURS)], "linestyle": dash}
+
+
+def _figure(
+    height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False, **options)
+    axes = [grid[r][c] for r, c in product(range(rows), range(columns))]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(GREY)
+        ax.tick_params(colors=INK, labelsize=9)
+        ax.grid(color=FAINT, linewidth=0.8)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def _empty(ax: Axes, text: str) -> None:
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=GREY)
+    ax.set(xticks=[], yticks=[])
+
+
+def _labels(ax: Axes, x: str, y: str, title: str = "") -> None:
+    ax.set_xlabel(x, color=INK, fontsize=10)
+    ax.set_ylabel(y, color=INK, fontsize=10)
+    if title:
+        ax.set_title(title, loc="left", color=INK, fontsize=10.5, fontweight="bold")
+
+
+def _legend(figure: Figure, ax: Axes, columns: int = 3) -> None:
+    handles, names = ax.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+        )
+
+
+def _rows(ax: Axes, arms: Sequence[ArmResult]) -> None:
+    ax.set_yticks(range(len(arms)), [f"{a.name}\n{a.verdict}" for a in arms])
+    ax.set_ylim(len(arms) - 0.4, -0.6)
+    ax.grid(visible=False, axis="y")
+
+
+def _metric_label(comparison: Comparison) -> str:
+    arrow = "higher" if comparison.direction == "maximize" else "lower"
+    return f"{comparison.metric} ({arrow} is better)"
+
+
+def arms_figure(comparison: Comparison) -> Figure:
+    """Mean and interval of each arm, best on top, with a dot for each seed, a cross if diverged."""
+    arms = comparison.arms
+    figure, (ax,) = _figure(1.2 + 0.62 * len(arms))
+    _rows(ax, arms)
+    leader = arms[0]
+    if leader.ci_low is not None and leader.ci_high is not None:
+        ax.axvspan(leader.ci_low, leader.ci_high, color=FAINT, zorder=0, linewidth=0)
+    for row, arm in enumerate(arms):
+        colour = COLOURS[row % len(COLOURS)]
+        reached = [s for s in arm.scores if s is not None]
+        ax.plot(reached, [row + 0.2] * len(reached), "o", color=colour, ms=4, alpha=0.6, mew=0)
+        if arm.ci_low is not None and arm.ci_high is not None:
+            ax.plot([arm.ci_low, arm.ci_high], [row, row], color=colour, lw=3, zorder=3)
+        ax.plot([arm.mean], [row], "D", color=colour, ms=7, mec="white", zorder=4)
+        if diverged := arm.scores.count(None):
+            text = f"{diverged} diverged"
+            ax.annotate(text, (1, row + 0.2), (-4, 0), xycoords=("axes fraction", "data"),
+                        textcoords="offset points", ha="right", va="center", fontsize=8.5,
+                        color=INK)  # fmt: skip
+    level = round(100 * (1 - comparison.alpha))
+    _labels(ax, f"{_metric_label(comparison)}; mean, {level} % interval, seeds", "")
+    return figure
+
+
+def differences_figure(comparison: Comparison) -> Figure:
+    """Difference of each arm to the leader on common seeds: interval, seeds, and the margin."""
+    leader, *others = comparison.arms
+    figure, (ax,) = _figure(1.2 + 0.62 * max(len(others), 1))
+    if not others:
+        _empty(ax, "one arm: no difference to show")
+        return figure
+    _rows(ax, others)
+    ax.axvline(0, color=INK, lw=1)
+    if comparison.margin:
+        kind = "given" if comparison.margin_given else "deviation over seeds"
+        ax.axvspan(-comparison.margin, comparison.margin, color=FAINT, zorder=0, linewidth=0,
+                   label=f"margin ±{comparison.margin:.2g} ({kind})")  # fmt: skip
+    reference = dict(zip(leader.seeds, leader.scores, strict=True))
+    for row, arm in enumerate(others):
+        colour = COLOURS[(row + 1) % len(COLOURS)]
+        pairs = [(s, reference.get(i)) for i, s in zip(arm.seeds, arm.scores, strict=True)]
+        dots = [a - b for a, b in pairs if a is not None and b is not None]
+        ax.plot(dots, [row + 0.2] * len(dots), "o", color=colour, ms=4, alpha=0.6, mew=0)
+        if arm.difference_low is not None and arm.difference_high is not None:
+            ax.plot([arm.difference_low, arm.difference_high], [row, row], color=colour, lw=3)
+        if arm.difference is not None:
+            ax.plot([arm.difference], [row], "D", color=colour, ms=7, mec="white", zorder=4)
+    side = "left" if comparison.direction == "maximize" else "right"
+    _labels(ax, f"{comparison.metric} minus that of {leader.name} ({side} of 0 is worse)", "")
+    _legend(figure, ax)
+    return figure
+
+
+def exploration_figure(arms: Mapping[str, Explored], metric: str, direction: Direction) -> Figure:
+    """Value against learning rate for each arm: where the good region lies, and where it ends."""
+    columns = min(_COLUMNS, max(len(arms), 1))
+    rows = math.ceil(max(len(arms), 1) / columns)
+    figure, axes = _figure(0.4 + 2.5 * rows, rows, columns, sharey=True)
+    reached = [v for arm in arms.values() for v in arm.values if v is not None]
+    if not reached:
+        _empty(axes[0], "no completed exploration trial")
+        return figure
+    low, high = robust_limits(reached, direction)
+    edge = high if direction == "minimize" else low
+    for k, (ax, (name, arm)) in enumerate(zip(axes, arms.items(), strict=False)):
+        colour = COLOURS[k % len(COLOURS)]
+        points = list(zip(arm.lrs, arm.values, strict=True))
+        inside = [(x, v) for x, v in points if v is not None and low <= v <= high]
+        beyond = [x for x, v in points if v is not None and not low <= v <= high]
+        diverged = [x for x, v in points if v is None]
+        ax.set_xscale("log")
+        ax.set_xlim(*_decades([*arm.lrs, *(arm.box or ())]))
+        ax.set_ylim(low, high)
+        for end in arm.box or ():
+            ax.axvline(end, color=GREY, lw=1, ls=(0, (4, 3)))
+        ax.plot(*_xy(inside), "o", color=colour, ms=5, alpha=0.75, mew=0, label="trial")
+        marks: dict[str, Any] = {"clip_on": False, "zorder": 5}
+        if beyond:
+            ax.plot(beyond, [edge] * len(beyond), "^" if edge == high else "v", color=GREY, ms=6,
+                    label="worse than the axis shows", **marks)  # fmt: skip
+        if diverged:
+            ax.plot(diverged, [edge] * len(diverged), "x", color="#B00020", ms=7, mew=2,
+                    label="diverged", **marks)  # fmt: skip
+        if arm.chosen_lr:
+            ax.axvline(arm.chosen_lr, color=colour, lw=2, alpha=0.5, zorder=1)
+        y = metric if k % columns == 0 else ""
+        x = "learning rate at the reference batch" if k >= len(arms) - columns else ""
+        _labels(ax, x, y, name)
+    for ax in axes[len(arms) :]:
+        ax.set_visible(False)
+    fullest = max(axes[: len(arms)], key=lambda ax: len(ax.get_legend_handles_labels()[0]))
+    _legend(figure, fullest)
+    return figure
+
+
+def _decades(lrs: Sequence[float]) -> tuple[float, float]:
+    """Limits of a logarithmic axis with room at both ends."""
+    return (min(lrs) / 1.5, max(lrs) * 1.5) if lrs else (1e-5, 1.0)
+
+
+def _xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _band(
+    lines: Sequence[Sequence[tuple[float, float]]],
+) -> tuple[list[float], st.Array, st.Array, st.Array]:
+    """Steps that every line has, and mean, lowest and highest over the lines there."""
+    by_step = [dict(line) for line in lines]
+    common = sorted(set.intersection(*(set(d) for d in by_step))) if by_step else []
+    values = np.array([[d[x] for x in common] for d in by_step]).reshape(len(by_step), len(common))
+    if not common:
+        return [], values, values, values
+    return common, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+
+
+def curves_figure(arms: Mapping[str, Runs], metric: str, direction: Direction) -> Figure:
+    """Validation metric and learning rate against the step, for the chosen configurations."""
+    figure, (left, right) = _figure(3.6, 1, 2)
+    ends: list[float] = []
+    for k, (name, runs) in enumerate(arms.items()):
+        steps, mean, low, high = _band(runs.metric)
+        if not steps:
+            continue
+        ends += [v for line in runs.metric for _, v in line if math.isfinite(v)]
+        left.fill_between(steps, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.15, lw=0)
+        left.plot(steps, mean, lw=1.8, label=name, **_style(k))
+        lr_steps, lr_mean, *_ = _band(runs.lr)
+        right.plot(lr_steps, lr_mean, lw=1.8, **_style(k))
+    if not ends:
+        _empty(left, "no evaluation stored")
+        _empty(right, "no evaluation stored")
+        return figure
+    left.set_ylim(*robust_limits(ends, direction))
+    right.set_yscale("log")
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _labels(left, "optimizer step", f"validation {metric}", "Mean and range over seeds")
+    _labels(right, "optimizer step", "learning rate", "Schedule as it ran")
+    _legend(figure, left)
+    return figure
+
+
+def best_of_k_figure(
+    arms: Mapping[str, Sequence[float | None]], metric: str, direction: Direction
+) -> Figure:
+    """Expected best of the first k trials, thin beyond half of them, where it is uncertain."""
+    figure, (ax,) = _figure(3.6)
+    names = [name for name, values in arms.items() if any(v is not None for v in values)]
+    if not names:
+        _empty(ax, "no completed exploration trial")
+        return figure
+    scores = st.finite_worst([arms[name] for name in names], direction)
+    shown: list[float] = []
+    for name, values in zip(names, scores, strict=True):
+        k = list(arms).index(name)
+        best = st.expected_best_of_k(values, direction)
+        half = max(1, (len(best) + 1) // 2)
+        trials = np.arange(1, len(best) + 1)
+        ax.plot(trials[:half], best[:half], lw=2, label=name, marker="o", ms=3, **_style(k))
+        ax.plot(trials[half - 1 :], best[half - 1 :], lw=0.9, **_style(k))
+        shown += list(best)
+    ax.set_ylim(*robust_limits(shown, direction))
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _labels(ax, "trials spent on the arm", f"expected best {metric}")
+    _legend(figure, ax)
+    return figure
+
+
+def lr_curves_figure(curves: Mapping[str, LrCurve]) -> Figure:
+    """Range tests: loss, suggestion (circle), search box (bar), where it diverges (cross)."""
+    figure, (ax,) = _figure(4.0)
+    drawn = {n: [(x, y) for x, y in c.points if math.isfinite(y)] for n, c in curves.items()}
+    drawn = {name: points for name, points in drawn.items() if points}
+    if not drawn:
+        _empty(ax, "no finite loss to draw")
+        return figure
+    low, high = loss_limits(list(drawn.values()))
+    ax.set_xscale("log")
+    ax.set_ylim(low, high)
+    for k, (name, points) in enumerate(drawn.items()):
+        curve, colour = curves[name], COLOURS[k % len(COLOURS)]
+        label = f"{name}: no suggestion"
+        lrs, losses = _xy(points)
+        if curve.suggested_lr is not None:
+            label = f"{name}: {wording.setting(curve.suggested_lr)}"
+            height = float(np.interp(math.log(curve.suggested_lr), np.log(lrs), losses))
+            ax.plot([curve.suggested_lr], [min(height, high)], "o", color=colour, ms=9,
+                    mec="white", zorder=5)  # fmt: skip
+        ax.plot(lrs, losses, lw=1.8, label=label, **_style(k))
+        if curve.low and curve.high:
+            bar = low + (high - low) * (0.02 + 0.02 * k)
+            ax.plot([curve.low, curve.high], [bar, bar], color=colour, lw=3, alpha=0.6)
+        if curve.diverges_at is not None:
+            ax.plot([curve.diverges_at], [high], "x", color=colour, ms=9, mew=2.5,
+                    clip_on=False, zorder=6)  # fmt: skip
+    _labels(ax, "learning rate", "training loss")
+    _legend(figure, ax, columns=2)
+    return figure
