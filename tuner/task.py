@@ -113,6 +113,8 @@ def user_code(doing: str) -> Iterator[None]:
         yield
     except TaskError:
         raise
+    except SystemExit as error:
+        raise TaskError(f"{doing} SystemExit", traceback=users_traceback(error)) from error
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -179,12 +181,13 @@ def _attribute(module: ModuleType, name: str, spec: str) -> Any:
 def _modules_beside(name: str) -> list[str]:
     """Modules and packages that could have been meant by a name that was not found."""
     parent, _, _ = name.rpartition(".")
-    folders = list(sys.modules[parent].__path__) if parent in sys.modules else sys.path
+    above = sys.modules.get(parent)
+    folders = sys.path if above is None else list(getattr(above, "__path__", ()))
     files = [file for folder in folders for file in Path(folder or ".").glob("*")]
     stems = {file.stem for file in files if file.suffix == ".py" or (file / "__init__.py").exists()}
     return sorted(f"{parent}.{stem}" if parent else stem for stem in stems)
 
 
 def _near(word: str, words: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(word, words, n=3)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+    matches = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""

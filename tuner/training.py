@@ -176,8 +176,9 @@ def _step(work: Workload, trace: Trace, indices: torch.Tensor) -> None:
     trace.step += 1
     trace.lrs.append(optimizer.current_lr)
     trace.losses.append(loss)
-    if optimizer.last_grad_norm is not None:
-        trace.grad_norms.append(optimizer.last_grad_norm)
+    norm = optimizer.last_grad_norm
+    if norm is not None and math.isfinite(norm):  # a skipped step has no norm to speak of
+        trace.grad_norms.append(norm)
     trace.skipped_in_a_row = trace.skipped_in_a_row + 1 if optimizer.skipped_steps > skipped else 0
     trace.info["skipped_steps"] = optimizer.skipped_steps
     if not math.isfinite(loss):
@@ -202,7 +203,7 @@ def _evaluate(work: Workload, job: Job, trace: Trace) -> Evaluation:
         seconds=trace.seconds,
         lr=trace.lrs[-1],
         train_loss=fmean(trace.losses),
-        grad_norm=fmean(trace.grad_norms) if trace.grad_norms else math.nan,
+        grad_norm=fmean(trace.grad_norms) if trace.grad_norms else 0.0,
         metrics=metrics,
     )
     trace.evaluations.append(evaluation)
@@ -212,11 +213,11 @@ def _evaluate(work: Workload, job: Job, trace: Trace) -> Evaluation:
 
 
 def _prune(job: Job, trace: Trace) -> None:
-    """Apply the stop rule that became due with the latest evaluation."""
+    """Apply the stop rules of the latest evaluation."""
     sign = 1.0 if job.direction == "minimize" else -1.0
+    value = trace.evaluations[-1].metrics[job.metric]
     for rule in job.stop_rules:
-        due = rule.evaluation == len(trace.evaluations)
-        if due and sign * (trace.value or 0.0) > sign * rule.threshold:
+        if rule.evaluation == len(trace.evaluations) and sign * value > sign * rule.threshold:
             raise _Stopped("pruned")
 
 

@@ -1,0 +1,141 @@
+"""Tasks that fail, each in its own way; `step` counts calls of the loss in train mode."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import tiny
+import torch
+from torch import Tensor, nn
+
+from tuner import Task
+
+
+def at_step(step: int, action: Callable[[Tensor], Tensor]) -> Task:
+    """The tiny task, whose training loss goes through `action` from a step on."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny.network()
+            self.calls = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls += self.training
+            return self.inner(inputs)
+
+    def loss(model: nn.Module, batch: tiny.Batch) -> Tensor:
+        value = tiny.cross_entropy(model, batch)
+        return action(value) if model.training and model.calls >= step else value
+
+    return tiny.build(model=Counting, loss=loss)
+
+
+def nan_loss() -> Task:
+    return at_step(5, lambda loss: loss * float("nan"))
+
+
+def infinite_gradients() -> Task:
+    """The loss stays finite while its gradient is not."""
+
+    def action(loss: Tensor) -> Tensor:
+        zero = loss - loss.detach()
+        return loss.detach() + torch.sqrt(zero)
+
+    return at_step(5, action)
+
+
+def nan_metric() -> Task:
+    return tiny.build(metrics=lambda model, batch: {"acc": float("nan")})
+
+
+def build_raises() -> Task:
+    raise FileNotFoundError("no such data: /data/train.npy")
+
+
+def model_raises() -> Task:
+    return tiny.build(model=lambda: nn.Linear(8, "two"))
+
+
+def raise_key_error(loss: Tensor) -> Tensor:
+    raise KeyError("weights")
+
+
+def loss_raises() -> Task:
+    return at_step(5, raise_key_error)
+
+
+def loss_is_a_vector() -> Task:
+    return at_step(1, lambda loss: loss.expand(3))
+
+
+def metrics_raise() -> Task:
+    return tiny.build(metrics=lambda model, batch: {"acc": 1 / 0})
+
+
+def stops_python() -> Task:
+    return at_step(3, lambda loss: sys.exit(3))
+
+
+def not_a_task() -> dict[str, int]:
+    return {"model": 1}
+
+
+def iterable_data() -> Task:
+    return tiny.build(train=iter([1, 2, 3]))
+
+
+def out_of_memory() -> Task:
+    return at_step(3, lambda loss: loss + torch.empty(1 << 50).sum())
+
+
+def segfault() -> Task:
+    return at_step(3, lambda loss: os.kill(os.getpid(), signal.SIGSEGV) or loss)
+
+
+def sleepy() -> Task:
+    """Long enough to be interrupted, and quick to notice it."""
+    return at_step(1, lambda loss: time.sleep(0.01) or loss)
+
+
+def deaf() -> Task:
+    """Never reaches the end of its third step."""
+    return at_step(3, lambda loss: time.sleep(600) or loss)
+
+
+def busy() -> Task:
+    """Computes in Python without an end, holding the interpreter's lock as much as it can."""
+
+    def action(loss: Tensor) -> Tensor:
+        while True:
+            sum(range(1000))
+
+    return at_step(3, action)
+
+
+def spawning() -> Task:
+    """Starts a process of its own, notes its id in $CHILD_LOG, and hangs."""
+
+    def action(loss: Tensor) -> Tensor:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path(os.environ["CHILD_LOG"]).write_text(str(child.pid))
+        time.sleep(600)
+        return loss
+
+    return at_step(1, action)
+
+
+def chatty() -> Task:
+    """Prints in every way there is, in lines that look like the protocol's."""
+
+    def action(loss: Tensor) -> Tensor:
+        print('{"slot": 0, "outcome": null}')  # noqa: T201
+        print("progress", file=sys.stderr)  # noqa: T201
+        os.write(1, b"raw bytes \xff\n")
+        return loss
+
+    return at_step(1, action)
