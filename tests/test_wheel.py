@@ -18,36 +18,35 @@ Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy to build from: setuptools also packs what an earlier build left in the source tree."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        path = ROOT / name
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run a program of an environment that holds the wheel and, beside it, its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     environment = folder / "env"
     venv.create(environment, symlinks=True)
-    wheel = _build(folder)
-    _check(sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"))(
-        "install", "--quiet", "--no-deps", str(wheel)
-    )
+    pip = _check(sys.executable, "-m", "pip", cwd=source)
+    pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), ".")
+    [wheel] = folder.glob("*.whl")
+    python = str(environment / "bin" / "python")
+    pip("--python", python, "install", "--quiet", "--no-deps", str(wheel))
     # Only now, or pip would find the project's own installation among the dependencies.
-    site = next((environment / "lib").glob("python*/site-packages"))
+    [site] = (environment / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
 
     def call(program: str, *arguments: str) -> str:
         return _check(str(environment / "bin" / program), cwd=folder)(*arguments)
 
     return call
-
-
-def _build(folder: Path) -> Path:
-    """Build from a copy: setuptools packs whatever an earlier build left in the source tree."""
-    source = folder / "source"
-    source.mkdir()
-    for name in SOURCES:
-        path = ROOT / name
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, source / name)
-    pip = _check(sys.executable, "-m", "pip", cwd=source)
-    pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), ".")
-    return next(folder.glob("*.whl"))
 
 
 def _check(*command: str, cwd: Path | None = None) -> Callable[..., str]:
@@ -81,12 +80,12 @@ def test_packages_come_from_the_wheel(run: Run) -> None:
 
 
 @pytest.mark.parametrize("package", ["optimizers", "tuner"])
-def test_every_module_is_packed(run: Run, package: str) -> None:
+def test_every_file_is_packed(run: Run, source: Path, package: str) -> None:
     code = f"import {package}, pathlib; print(pathlib.Path({package}.__file__).parent)"
     installed = Path(run("python", "-c", code).strip())
-    data = {".py", ".pyi", ".typed", ".mako", ".html"}
-    wanted = {
-        p.relative_to(ROOT / package) for p in (ROOT / package).rglob("*") if p.suffix in data
-    }
-    packed = {p.relative_to(installed) for p in installed.rglob("*")}
-    assert wanted <= packed
+    wanted = {path.relative_to(source / package) for path in _files(source / package)}
+    assert wanted == {path.relative_to(installed) for path in _files(installed)}
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]

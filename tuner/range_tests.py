@@ -74,6 +74,7 @@ def run(request: Request, executor: Executor) -> Iterator[Result]:
 
     Raises:
         TaskError: the user's code raised.
+        UsageError: there is no such task.
         TunerError: a test failed for another reason.
     """
     waiting = list(enumerate(request.optimizers))
@@ -139,6 +140,8 @@ def _result(trial: Trial, outcome: Outcome) -> Result:
 def _error(arm: str, failure: Failure | None) -> TunerError:
     if failure is None:
         return TunerError(f"{arm}: the range test ended without a curve")
-    if failure.kind == "user_error":
+    if failure.kind != "user_error":
+        return TunerError(f"{arm}: {failure.kind}: {failure.message}")
+    if failure.traceback:
         return TaskError(failure.message, failure.traceback)
-    return TunerError(f"{arm}: {failure.kind}: {failure.message}")
+    return UsageError(failure.message)  # nothing of the user's ran: the task was not found

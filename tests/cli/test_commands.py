@@ -52,7 +52,7 @@ def test_doctor_finds_everything_in_order(tuner: Tuner) -> None:
     assert [finding["check"] for finding in result.json if finding["ok"]] == [
         *("versions", "database", "mlflow", "devices", "task")
     ]
-    assert "1000 training and 200 validation examples" in result.json[-1]["detail"]
+    assert "2000 training and 500 validation examples" in result.json[-1]["detail"]
 
 
 @pytest.mark.parametrize(

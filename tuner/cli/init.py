@@ -18,12 +18,12 @@ from tuner import Task
 
 
 def build():
-    x = torch.randn(1200, 20, generator=torch.Generator().manual_seed(0))
-    y = (x[:, :10].sum(1) * x[:, 10:].sum(1) > 0).long()
+    x = torch.randn(2500, 8, generator=torch.Generator().manual_seed(0))
+    y = x.argmax(1)  # which of eight numbers is the largest?
     return Task(
-        model=lambda: nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2)),
-        train=TensorDataset(x[:1000], y[:1000]),
-        val=TensorDataset(x[1000:], y[1000:]),
+        model=lambda: nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)),
+        train=TensorDataset(x[:2000], y[:2000]),
+        val=TensorDataset(x[2000:], y[2000:]),
         loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
         metrics=lambda model, batch: {
             "acc": (model(batch[0]).argmax(1) == batch[1]).float().mean()
