@@ -1,7 +1,7 @@
 """Real servers for the tests: PostgreSQL from a pip package, and MLflow's tracking server.
 
 PostgreSQL refuses to run as root, so root starts it as `nobody`, from a copy of the binaries that
-`nobody` may read (a virtual environment under /root is closed to it).
+`nobody` may read (a virtual environment in root's home is closed to it).
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -95,15 +97,8 @@ class PostgresServer:
         """Start and wait until it accepts connections."""
         settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
         flags = [flag for setting in (*settings, *self._options) for flag in ("-c", setting)]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self._data, "-p", str(self.port), *flags],
-                stdout=log,
-                stderr=log,
-                user=self._user,
-                cwd=self.folder,
-                start_new_session=True,
-            )
+        command = [self._bin / "postgres", "-D", self._data, "-p", str(self.port), *flags]
+        self._process = start_process(command, {}, self.folder, self._user)
         wait_until(self.is_ready, 30, "PostgreSQL's start")
 
     def is_ready(self) -> bool:
@@ -152,3 +147,54 @@ def _postgres_binaries(folder: Path) -> Path:
     shutil.copytree(libraries, folder / libraries.name)  # where the binaries look for them
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
     return folder / installed.name / _POSTGRES / "bin"
+
+
+class MlflowServer:
+    """A tracking server in a process group of its own; can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        database, files = self.folder / "mlflow.db", self.folder / "files"
+        command = f"""{sys.executable} -m mlflow server --host 127.0.0.1 --port {self.port}
+            --workers 1 --backend-store-uri sqlite:///{database} --artifacts-destination {files}"""
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._process = start_process(command.split(), quiet, self.folder)
+        wait_until(lambda: answers(f"{self.uri}/health"), 90, "MLflow's start")
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self._process is not None:
+            kill_group(self._process)
+            self._process = None
+
+
+def start_process(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str],
+    folder: Path,
+    user: str | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a server in a process group of its own, its output in a file `log`."""
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            user=user,
+            start_new_session=True,
+        )
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that `start_process` started, and its children."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)

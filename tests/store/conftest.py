@@ -1,10 +1,12 @@
+import shutil
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.servers import PostgresServer
+from tests.servers import MlflowServer, PostgresServer
+from tuner.store.mlflow import ping
 from tuner.store.sql import SqlStore, open_store
 
 _names = count()
@@ -34,3 +36,39 @@ def store(url: str) -> Iterator[SqlStore]:
     store = open_store(url)
     yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow-server"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make its tables, so tests copy them."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    ping(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def local_uri(tmp_path: Path, empty_mlflow_database: Path) -> str:
+    """The tracking URI of an empty local store."""
+    path = tmp_path / "home" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(empty_mlflow_database, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(params=["local", "server"])
+def tracking_uri(request: pytest.FixtureRequest) -> str:
+    """A local store and a server's; the server's holds experiments of other tests too."""
+    if request.param == "local":
+        return str(request.getfixturevalue("local_uri"))
+    server: MlflowServer = request.getfixturevalue("mlflow_server")
+    return server.uri

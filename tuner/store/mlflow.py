@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 DASHBOARD = "http://127.0.0.1:5000"
 METRICS_PER_CALL = 1000  # MLflow's limit
+RUNS_PER_PAGE = 1000
 _SETTINGS = {  # for this process, unless the user has set them
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for data
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -175,10 +177,9 @@ def artifact_location(uri: str, root: str | None) -> str | None:
 
 def find_experiment(client: MlflowClient, study: Study) -> Experiment | None:
     """The experiment of exactly this study; None when there is none or it was deleted."""
-    found = client.search_experiments(
-        filter_string=f"tags.`tuner.study_key` = '{study_key(study)}'"
-    )
-    return min(found, key=lambda experiment: experiment.creation_time) if found else None
+    same_study = f"tags.`tuner.study_key` = '{study_key(study)}'"
+    found = client.search_experiments(filter_string=same_study, order_by=["creation_time ASC"])
+    return found[0] if found else None
 
 
 def _create_experiment(client: MlflowClient, study: Study, location: str | None) -> str:
@@ -249,7 +250,7 @@ class RunWriter:
         while True:
             page = self._client.search_runs(
                 [self.experiment_id],
-                max_results=METRICS_PER_CALL,
+                max_results=RUNS_PER_PAGE,
                 order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
                 page_token=token,
             )
