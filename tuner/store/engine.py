@@ -35,11 +35,7 @@ _DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")
 
 # WAL keeps readers and the writer apart. NORMAL syncs at checkpoints only: a killed process loses
 # nothing, a power cut may lose the last transactions but never damages the file.
-_SQLITE_SETUP = (
-    f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}",
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=NORMAL",
-)
+_SQLITE_SETUP = ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL")
 # A writer takes the lock at once, since a reader that turns into a writer cannot wait for it.
 # Migrations rebuild tables, and dropping the old one must not cascade to its children.
 _SQLITE_BEGIN = {
@@ -110,7 +106,7 @@ class Database:
         self.url = parse_url(url)
         self.location = location(self.url)
         self._retry_seconds = retry_seconds
-        self._engine = _create_engine(self.url)
+        self._engine = _create_engine(self.url, min(BUSY_SECONDS, retry_seconds))
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction that only reads."""
@@ -191,7 +187,7 @@ def _sqlite_error_name(error: DBAPIError) -> str:
     return getattr(error.orig, "sqlite_errorname", "")
 
 
-def _create_engine(url: URL) -> Engine:
+def _create_engine(url: URL, busy_seconds: float) -> Engine:
     if url.get_backend_name() == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
         defaults = {k: v for k, v in _POSTGRESQL_CONNECT.items() if k not in url.query}
@@ -205,7 +201,7 @@ def _create_engine(url: URL) -> Engine:
         raise BackendError(
             f"{location(url)}: cannot create its folder: {error.strerror}"
         ) from error
-    engine = create_engine(url)
+    engine = create_engine(url, connect_args={"timeout": busy_seconds})
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
