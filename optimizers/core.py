@@ -30,7 +30,7 @@ How a rule says what it needs:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ class Hyper:
     ``1 - value`` (on the log scale for betas, where 0.9 and 0.999 are far apart). ``priority``
     says when a search may afford it: 1 always, 2 with a medium budget, 3 with a large one, 0
     never. ``source`` is where the range comes from. Valid values satisfy ``at_least <= value <=
-    at_most`` and ``above < value < below``.
+    at_most`` and ``above < value < below``, and are whole numbers if ``integer``.
     """
 
     default: float
@@ -71,20 +71,22 @@ class Hyper:
     at_most: float = inf
     above: float = -inf
     below: float = inf
+    integer: bool = False
 
     @property
     def allowed(self) -> str:
         """The valid values in words, as used in error messages."""
         lower = f"{self.at_least:g} <= " if self.at_least > self.above else f"{self.above:g} < "
         upper = f" <= {self.at_most:g}" if self.at_most < self.below else f" < {self.below:g}"
-        return f"{lower}value{upper}"
+        return f"{lower}value{upper}{', a whole number' if self.integer else ''}"
 
     def validate(self, owner: str, name: str, value: object) -> None:
         """Raise ValueError, or TypeError for what is no number, unless the value is valid."""
         if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
             raise TypeError(f"{owner}: {name}={value!r} is not a number; allowed: {self.allowed}")
+        whole = isinstance(value, int) or not self.integer
         inside = self.at_least <= value <= self.at_most and self.above < value < self.below
-        if not inside:
+        if not (whole and inside):
             raise ValueError(f"{owner}: {name}={value!r} is not valid; allowed: {self.allowed}")
 
 
@@ -92,15 +94,21 @@ class Hyper:
 class Option:
     """One static choice, such as ``nesterov``; a rule may branch on it in Python."""
 
-    default: bool | str
-    choices: tuple[bool | str, ...]
+    default: bool | str | int | None
+    choices: Sequence[bool | str | int | None]
     doc: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """The choices in words, as used in error messages."""
+        if isinstance(self.choices, range):
+            return f"{self.choices[0]}..{self.choices[-1]}"
+        return ", ".join(map(repr, self.choices))
 
     def validate(self, owner: str, name: str, value: object) -> None:
         """Raise ValueError, in one line, unless the value is one of the choices."""
         if value not in self.choices:
-            allowed = ", ".join(map(repr, self.choices))
-            raise ValueError(f"{owner}: {name}={value!r} is not valid; allowed: {allowed}")
+            raise ValueError(f"{owner}: {name}={value!r} is not valid; allowed: {self.allowed}")
 
 
 @dataclass(frozen=True)
@@ -120,10 +128,9 @@ class ModelHook:
 
 @dataclass(frozen=True)
 class Points:
-    """Where a rule evaluates, when not where it trains: pure maps between the two points."""
+    """Where a rule evaluates, when not where it trains: a pure map from training to evaluation."""
 
     to_eval: Callable[[Tensor, State, Values], Tensor]
-    to_train: Callable[[Tensor, State, Values], Tensor]
 
 
 @dataclass(frozen=True)
@@ -253,6 +260,14 @@ def where(condition: Any, yes: Scalar, no: Scalar) -> Scalar:
     if isinstance(condition, Tensor):
         return torch.where(condition, yes, no)
     return yes if condition else no
+
+
+def choose(condition: Any, yes: Callable[[], State], no: Callable[[], State]) -> State:
+    """``yes() if condition else no()``; a condition that is a tensor computes both."""
+    if not isinstance(condition, Tensor):
+        return yes() if condition else no()
+    first, second = yes(), no()
+    return {key: torch.where(condition, first[key], second[key]) for key in first}
 
 
 def ema(old: Tensor, new: Tensor, beta: Scalar) -> Tensor:

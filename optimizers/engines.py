@@ -137,8 +137,10 @@ def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, fl
     hook = first.rule.model
     if hook is None:
         return {}
+    before: dict[str, Scalar] = dict(shared or hook.initial(first.hyper))
     totals: dict[str, Tensor] = {}
     for batch in batches:
+        vars(batch.hyper).update(before)
         rows = zip(batch.params, batch.grads, batch.states, batch.steps, batch.scales, strict=True)
         for param, grad, state, t, scale in rows:
             dtype = compute_dtype(param.dtype)
@@ -149,7 +151,6 @@ def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, fl
             store(state, new_state)
             for key, value in sums.items():
                 totals[key] = totals[key] + value.to(totals[key].device) if key in totals else value
-    before: dict[str, Scalar] = dict(shared or hook.initial(first.hyper))
     newest = max(step for batch in batches for step in batch.steps)
     after = {k: float(v) for k, v in hook.combine(totals, before, first.hyper, newest).items()}
     for batch in batches:

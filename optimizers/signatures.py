@@ -27,7 +27,7 @@ def annotation(value: Any) -> str:
     """The type of an argument, from its default."""
     if isinstance(value, tuple):
         return f"tuple[{', '.join(['float'] * len(value))}]"
-    return type(value).__name__
+    return "str | None" if value is None else type(value).__name__
 
 
 def rule_parameters(rule: Rule) -> dict[str, tuple[str, Any]]:

@@ -7,6 +7,7 @@ stale.
 from __future__ import annotations
 
 import json
+from math import inf
 from pathlib import Path
 
 from optimizers.core import Rule
@@ -26,6 +27,8 @@ from optimizers.schedules import Schedule
 
 def literal(value: object) -> str:
     """The value in source form, with the formatter's quotes."""
+    if value == inf:
+        return 'float("inf")'
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
