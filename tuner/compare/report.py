@@ -219,7 +219,7 @@ def _plots(
         lines = [evaluations.get(t.number, []) for t in chosen if t.state == "completed"]
         runs[arm.name] = plots.Runs(
             metric=[[(e.step, e.metrics[metric]) for e in r if metric in e.metrics] for r in lines],
-            lr=[[(e.step, e.lr) for e in r] for r in lines],
+            lr=[[(e.step, e.lr) for e in r if e.lr > 0] for r in lines],
         )
         tried = [
             t
@@ -243,7 +243,7 @@ def _plots(
         ("How good is each arm?", "Diamond: mean over fresh seeds. Bar: interval of the mean. "
          "Dots: seeds. Grey: the leader's interval.", plots.arms_figure(comparison)),
         ("How far from the leader?", "Differences on common seeds, which cancels what is "
-         "common to a seed. Grey: differences that do not matter.",
+         "common to a seed. Grey: the margin.",
          plots.differences_figure(comparison)),
         ("How did training go?", "The chosen configurations on fresh seeds, and the learning "
          "rate that really ran.", plots.curves_figure(runs, metric, direction)),

@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float64]
 EXACT_SEEDS = 12  # all 2^n sign patterns up to here, a random sample of them beyond
 RANDOM_FLIPS = 9_999
 SEEDS_CAP = 100  # "more than 100 seeds" is the end of every power calculation
-_TIES = 1 - 1e-9  # two orders of summation must count as equal statistics
+_TIES = 1e-9  # of the largest possible statistic: two orders of summation must count as equal
 
 
 class Interval(NamedTuple):
@@ -94,7 +94,7 @@ def sign_flip_test(differences: npt.ArrayLike, rng: np.random.Generator) -> floa
     if not d.size:
         return 1.0
     sums = np.abs(sign_patterns(d.size, rng) @ d)
-    return float(np.mean(sums >= sums[0] * _TIES))
+    return float(np.mean(sums >= sums[0] - _TIES * np.abs(d).sum()))
 
 
 def paired_tests(scores: Array, rng: np.random.Generator) -> PairTests:
@@ -113,7 +113,7 @@ def paired_tests(scores: Array, rng: np.random.Generator) -> PairTests:
     seeds = np.isfinite(d).sum(axis=1)
     d = np.nan_to_num(d) / np.maximum(seeds, 1)[:, None]
     statistic = np.abs(sign_patterns(n, rng) @ d.T)
-    observed = statistic[0] * _TIES
+    observed = statistic[0] - _TIES * np.abs(d).sum(axis=1)
     order = np.argsort(-observed, kind="stable")
     running = np.maximum.accumulate(statistic[:, order[::-1]], axis=1)[:, ::-1]
     stepped = np.maximum.accumulate((running >= observed[order]).mean(axis=0))
@@ -228,8 +228,6 @@ def quality_draws(
     `scores` is (arms, seeds) with NaN for seeds not run. Raises ValueError when no arm has two
     seeds, or an arm none.
     """
-    from scipy import stats
-
     n = scores.shape[1]
     counts = np.isfinite(scores).sum(axis=1)
     if not counts.size or counts.min() < 1 or counts.max() < 2:
@@ -241,9 +239,8 @@ def quality_draws(
     noise = rng.standard_normal((draws, n)) @ residuals.T / np.sqrt(counts * degrees)
     single = counts == 1  # an arm without a spread of its own borrows the pooled one
     noise[:, single] = pooled * rng.standard_normal((draws, int(single.sum())))
-    u = rng.random(draws)
-    scale = {int(df): np.sqrt(df / stats.chi2.ppf(u, df)) for df in np.unique(degrees)}
-    quality: Array = means + noise * np.stack([scale[int(df)] for df in degrees], axis=1)
+    scale = {df: np.sqrt(df / rng.chisquare(df, draws)) for df in sorted(set(degrees.tolist()))}
+    quality: Array = means + noise * np.stack([scale[df] for df in degrees.tolist()], axis=1)
     for k, values in enumerate(explored or []):
         trials = _finite(values)
         if trials.size:

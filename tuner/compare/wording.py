@@ -122,13 +122,15 @@ def _possible(arm: ArmResult) -> str:
 
 
 def _rival(arm: ArmResult) -> str:
+    """How much worse than the leader, as a size, whatever the direction of the metric."""
     if arm.difference is None:
         return f"{arm.name} (no common seed)"
     low, high = arm.difference_low, arm.difference_high
     if low is None or high is None:
         return f"{arm.name} (by {abs(arm.difference):.2g})"
-    small, large = sorted((abs(low), abs(high)))
-    return f"{arm.name} (by {abs(arm.difference):.2g}, interval {small:.2g} to {large:.2g})"
+    if arm.difference < 0:
+        low, high = -high, -low
+    return f"{arm.name} (by {abs(arm.difference):.2g}, interval {low:.2g} to {high:.2g})"
 
 
 def answer(comparison: Comparison) -> str:
