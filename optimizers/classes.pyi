@@ -12,6 +12,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Lion",
+    "SophiaG",
 ]
 
 class SGD(Optimizer):
@@ -85,6 +86,29 @@ class Lion(Optimizer):
         lr: float = 0.0001,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        engine: str = "auto",
+    ) -> None: ...
+
+class SophiaG(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.0006,
+        betas: tuple[float, float] = (0.965, 0.99),
+        rho: float = 0.04,
+        weight_decay: float = 0.1,
+        bs: int = 5120,
+        update_period: int = 10,
         *,
         maximize: bool = False,
         weight_decay_mode: str | None = None,

@@ -10,6 +10,7 @@ FAMILIES = (
     "sgd",
     "adam",
     "lion",
+    "sophia",
 )
 
 RULES: dict[str, Rule] = {

@@ -12,7 +12,7 @@ import torch
 
 from optimizers import schedules
 from tests.reference import Formula
-from tests.references import adam, lion, sgd
+from tests.references import adam, lion, sgd, sophia
 
 SHAPES = ((), (7,), (5, 3), (4, 3, 2, 2))
 STEPS = 50
@@ -66,6 +66,14 @@ ROWS = (
             {"lr": 1e-3},
             {"lr": 0.02, "beta1": 0.95, "beta2": 0.98, "weight_decay": 0.3},
             {"lr": 0.02, "beta1": 0.5, "weight_decay": 1.0},
+        ),
+    ),
+    Row(
+        "sophia",  # without a Hessian here; with one in test_sophia.py
+        sophia.sophia,
+        (
+            {"lr": 1e-3},
+            {"lr": 0.02, "beta1": 0.9, "beta2": 0.95, "rho": 0.1, "weight_decay": 0.3},
         ),
     ),
 )
