@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format lock clean
+.PHONY: help setup demo test test-all check format docs lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ check: setup  ## Lint, format, types and the house rules
 format: setup  ## Let ruff fix and format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: setup  ## Write the generated parts of the documentation anew
+	$(BIN)/python -m optimizers.stubs
+	$(BIN)/python tools/tree.py
 
 lock:  ## Pin every dependency anew from the ranges in pyproject.toml
 	@$(PYTHON) tools/environment.py lock

@@ -15,15 +15,13 @@ from optimizers.optimizer import make_class
 from tests.optimizers.helpers import drive, problem
 from tests.optimizers.table import Row
 from tests.reference import relative_error, run
+from tools import tree
 from tuner.cli import main
-from tuner.cli.init import TASK
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 )
-# Folders that the README's tree shows as one line.
-FOLDED = ("optimizers/rules/", "tuner/store/migrations/", "tests/", "docs/", "studies/")
 
 
 def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
@@ -51,43 +49,19 @@ def test_links_lead_somewhere(page: str) -> None:
     assert missing == []
 
 
-def tree() -> set[str]:
-    """Paths that the README's tree lists."""
-    lines = (ROOT / "README.md").read_text().partition("## The tree")[2].splitlines()
-    folders: list[str] = []
-    paths = set()
-    for line in lines:
-        if match := re.match(r"^    ((?:  )*)(\S+)  +\S", line):
-            depth, name = len(match[1]) // 2, match[2]
-            folders = [*folders[:depth], name]
-            paths.add("".join(folders))
-    return paths
+def test_the_readmes_tree_is_up_to_date() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert readme == tree.updated(readme), "run `make docs`"
 
 
-def test_every_path_of_the_tree_exists() -> None:
-    assert [path for path in sorted(tree()) if not (ROOT / path).exists()] == []
+def test_every_line_of_the_tree_says_something() -> None:
+    assert [line for line in tree.render().splitlines() if len(line.split()) < 2] == []
 
 
-def test_the_tree_lists_every_file_of_the_packages() -> None:
-    files = {
-        path.relative_to(ROOT).as_posix()
-        for package in ("optimizers", "tuner")
-        for path in (ROOT / package).rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert {path for path in files if not path.startswith(FOLDED)} - tree() == set()
-
-
-def test_the_readmes_task_is_the_one_that_init_writes() -> None:
-    assert blocks("README.md", "python")[0] == ("python", TASK)
-
-
-def test_the_readmes_study_runs(tmp_path: Path) -> None:
-    (tmp_path / "mytask.py").write_text(blocks("README.md", "python")[0][1])
-    (tmp_path / "mytask.toml").write_text(blocks("README.md", "toml")[0][1])
-    small = "-S budget.max_steps=20 -S budget.trials_per_arm=2 -S budget.decide_seeds=2"
-    done = shell(f"tuner study start mytask.toml {small} && tuner study compare mytask", tmp_path)
-    assert "adamw-warmup_cosine" in done
+def test_the_readmes_task_and_study_are_those_that_init_writes(tmp_path: Path) -> None:
+    shell("tuner init mytask", tmp_path)
+    assert blocks("README.md", "python")[0][1] == (tmp_path / "mytask.py").read_text()
+    assert blocks("README.md", "toml")[0][1] == (tmp_path / "mytask.toml").read_text()
 
 
 def test_the_readmes_optimizer_runs() -> None:

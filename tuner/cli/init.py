@@ -33,19 +33,20 @@ def build():
 
 STUDY = """\
 [study]
-task = "{name}:build"
+task = "NAME:build"
 metric = "acc"
 direction = "maximize"
-preset = "quick"
+preset = "quick"             # quick | standard | thorough
 
 [[arms]]
 optimizer = "adamw"
 schedule = "warmup_cosine"
+clip_norm = 1.0
 
 [[arms]]
 optimizer = "sgd"
 schedule = "cosine"
-optimizer_args = {{ momentum = 0.9 }}
+optimizer_args = { momentum = 0.9 }
 """
 
 
@@ -66,7 +67,7 @@ def init(name: str) -> None:
         raise UsageError(f"NAME = {name!r}: allowed: a name that Python can import")
     files = {
         Path(f"{name}.py"): TASK,
-        Path(f"{name}.toml"): STUDY.format(name=name),
+        Path(f"{name}.toml"): STUDY.replace("NAME", name),
     }
     for path in files:
         if path.exists():
