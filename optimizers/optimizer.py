@@ -14,28 +14,28 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
 
-from optimizers import clipping
-from optimizers.core import Rule, State, Values
-from optimizers.engines import (
-    Batch,
-    as_dense,
-    as_real,
-    compute_dtype,
-    get_engine,
-    share,
-    store,
-)
+from optimizers import checkpoint, clipping, schedules
+from optimizers.core import Rule, Values
+from optimizers.engines import Batch, as_dense, as_real, get_engine, share
 from optimizers.groups import split_group
+from optimizers.points import move, observe
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
+from optimizers.scheduling import check_schedule, group_values
 from optimizers.signatures import signature
 
 logger = logging.getLogger("optimizers")
 
 Group = dict[str, Any]
 DECAY_MODES = ("l2", "decoupled", "independent", "inside")
+
+
+def decay_modes(rule: Rule) -> list[str]:
+    """The places for weight decay that a rule allows."""
+    if rule.points is not None and rule.weight_decay_mode == "inside":
+        return ["l2", "inside"]  # decay beside the rule would reach one of its two points only
+    return [m for m in DECAY_MODES if m != "inside" or rule.weight_decay_mode == "inside"]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -66,7 +66,7 @@ class Optimizer(torch.optim.Optimizer):
         self.clip = clipping.parse(owner, **limits)
         self.schedule: Schedule | None = given["schedule"]
         self.total_steps: int | None = given["total_steps"]
-        self._check_schedule()
+        check_schedule(owner, self.schedule, self.total_steps)
         self.skip_nonfinite: bool = given["skip_nonfinite"]
         self.engine: str = given["engine"]
         get_engine(self.engine)
@@ -76,26 +76,11 @@ class Optimizer(torch.optim.Optimizer):
         self._last_lrs: list[float] | None = None
         self._zeros: dict[int, tuple[bool, ...]] = {}
         defaults = {name: given[name] for name in self.rule.arguments}
+        self.rule.validate(defaults)
         defaults["maximize"] = given["maximize"]
         defaults["weight_decay_mode"] = given["weight_decay_mode"] or self.rule.weight_decay_mode
         defaults["schedule_step"] = 0
         super().__init__(given["params"], defaults)
-
-    def _check_schedule(self) -> None:
-        owner = self.rule.class_name
-        if self.total_steps is not None and not self.total_steps > 0:
-            raise ValueError(
-                f"{owner}: total_steps={self.total_steps!r} is not valid; allowed: > 0"
-            )
-        if self.schedule is None:
-            return
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(
-                f"{owner}: schedule={self.schedule!r} is not valid; allowed: a schedule of "
-                "optimizers.schedules, such as schedules.warmup_cosine(warmup=0.05)"
-            )
-        if self.schedule.needs_total_steps and self.total_steps is None:
-            raise ValueError(f"{owner}: schedule {self.schedule.name!r} needs total_steps=...")
 
     # Groups ---------------------------------------------------------------------------------------
 
@@ -127,7 +112,7 @@ class Optimizer(torch.optim.Optimizer):
         owner = rule.class_name
         rule.validate(group)
         mode = group["weight_decay_mode"]
-        allowed = [m for m in DECAY_MODES if m != "inside" or rule.weight_decay_mode == "inside"]
+        allowed = decay_modes(rule)
         if mode not in allowed:
             raise ValueError(
                 f"{owner}: weight_decay_mode={mode!r} is not valid; allowed: {', '.join(allowed)}"
@@ -145,16 +130,11 @@ class Optimizer(torch.optim.Optimizer):
 
     # Learning rate --------------------------------------------------------------------------------
 
-    def _factor(self, group: Group) -> float:
-        if self.schedule is None:
-            return 1.0
-        return self.schedule.factor(group["schedule_step"], self.total_steps or 1)
-
     @property
     def current_lrs(self) -> list[float]:
         """Per group, the learning rate of the last step; before any step, of the first."""
         if self._last_lrs is None:
-            return [float(group["lr"]) * self._factor(group) for group in self.param_groups]
+            return [self.hyper(group).lr for group in self.param_groups]
         return self._last_lrs
 
     @property
@@ -164,24 +144,16 @@ class Optimizer(torch.optim.Optimizer):
 
     def hyper(self, group: Group) -> Values:
         """The numbers and options that a rule sees for a group, schedule included."""
-        rule = self.rule_of(group)
-        flat = rule.flatten(group)
-        factor = self._factor(group)
-        flat = {key: float(v) if isinstance(v, Tensor) else v for key, v in flat.items()}
-        # an LR scheduler on top counts as schedule too: independent decay follows it
-        initial = group.get("initial_lr")
-        relative = flat["lr"] / float(initial) if initial else 1.0
-        flat["schedule"] = factor * relative
-        flat["lr"] *= factor
-        momentum = self._cycled_momentum(group)
-        if momentum is not None:
-            flat |= {name: momentum for name in ("momentum", "beta1") if name in rule.hypers}
-        return Values(**flat, **group.get("shared", {}))
+        return group_values(self.rule_of(group), group, self.schedule, self.total_steps)
 
-    def _cycled_momentum(self, group: Group) -> float | None:
-        if self.schedule is None:
-            return None
-        return self.schedule.momentum(group["schedule_step"], self.total_steps or 1)
+    def report(self, metric: float) -> None:
+        """Tell a metric to a schedule that waits for one (`schedules.plateau`).
+
+        Raises TypeError for the others.
+        """
+        schedule = self.schedule or schedules.constant()
+        for group in self.param_groups:
+            group["schedule_memory"] = schedule.observe(group.get("schedule_memory", {}), metric)
 
     # The step -------------------------------------------------------------------------------------
 
@@ -283,36 +255,37 @@ class Optimizer(torch.optim.Optimizer):
             rule = self.rule_of(group)
             if rule.points is None or group.get("evaluating", False) == to_eval:
                 continue
-            hyper = self.hyper(group)
-            convert = rule.points.to_eval if to_eval else rule.points.to_train
-            for param in filter(self.state.get, group["params"]):
-                view = as_real(param)
-                state = {key: as_real(value) for key, value in self.state[param].items()}
-                view.copy_(convert(view.to(compute_dtype(view.dtype)), state, hyper))
+            move(rule.points, self.hyper(group), group["params"], self.state, to_eval=to_eval)
             group["evaluating"] = to_eval
+
+    @property
+    def hessian_due(self) -> bool:
+        """Whether the next step should come after an `update_hessian`: every update_period steps.
+
+        Always False for rules that keep no Hessian estimate.
+        """
+        if self.rule.observe is None:
+            return False
+        group = self.param_groups[0]
+        return bool(group["schedule_step"] % group["update_period"] == 0)
 
     @torch.no_grad()
     def update_hessian(self) -> None:
         """Fold the present gradients into the rule's curvature estimate, without a step.
 
-        Raises TypeError for rules that keep none.
+        A gradient that is not finite changes nothing but ``skipped_steps``. Raises TypeError for
+        rules that keep no estimate.
         """
         if self.rule.observe is None:
             raise TypeError(f"{self.rule.class_name} keeps no Hessian estimate")
+        if self.skip_nonfinite and self._report_nonfinite():
+            return
         for group in self.param_groups:
             rule, hyper = self.rule_of(group), self.hyper(group)
-            for param in group["params"]:
-                if param.grad is None or rule.observe is None:
-                    continue
-                state = self.state[param]
-                if not state:
-                    self._allocate(rule, param, state, hyper)
-                view, grad = as_real(param), as_real(param.grad)
-                dtype = compute_dtype(view.dtype)
-                seen = {key: as_real(value) for key, value in state.items() if key != "step"}
-                t = float(state["step"])
-                new = rule.observe(grad.to(dtype), view.to(dtype), seen, hyper, t)
-                store(seen, new)
+            params = [p for p in group["params"] if p.grad is not None and rule.observe]
+            for param in params:
+                checkpoint.allocate(rule, param, self.state[param], hyper)
+            observe(rule, hyper, params, self.state)
 
     # State ----------------------------------------------------------------------------------------
 
@@ -325,23 +298,12 @@ class Optimizer(torch.optim.Optimizer):
         for index, param in enumerate(batch.params):
             state = self.state[param]
             if not state or changed:
-                self._allocate(batch.rule, param, state, batch.hyper)
+                checkpoint.allocate(batch.rule, param, state, batch.hyper)
             state["step"] += 1
             batch.steps.append(state["step"].item())
-            batch.states.append({key: as_real(v) for key, v in state.items() if key != "step"})
+            batch.states.append(checkpoint.rule_state(state))
             batch.params[index] = as_real(param)
             batch.grads[index] = as_real(batch.grads[index])
-
-    def _allocate(self, rule: Rule, param: Tensor, state: State, hyper: Values) -> None:
-        real = as_real(param.detach())
-        fresh = rule.state(real.to(compute_dtype(real.dtype)), hyper)
-        if state and fresh.keys() <= state.keys():
-            return
-        state.clear()
-        state["step"] = torch.tensor(0.0, dtype=torch.float32)
-        for key, value in fresh.items():
-            is_pair = param.is_complex() and value.shape == real.shape
-            state[key] = torch.view_as_complex(value) if is_pair else value
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of torch's optimizer with the same rule.
@@ -349,39 +311,36 @@ class Optimizer(torch.optim.Optimizer):
         State comes back in the precision this library computes in; nothing is shared with
         ``state_dict``.
         """
-        super().load_state_dict(state_dict)
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for number, param in zip(ids, params, strict=True):
-            saved = state_dict["state"].get(number)
-            if saved:
-                self.state[param] = self._restore(param, saved)
+        # after the hooks of others have seen it, and before they see the result
+        seen: dict[str, Any] = {}
+        handles = (
+            self.register_load_state_dict_pre_hook(lambda _, final: seen.update(final)),
+            self.register_load_state_dict_post_hook(lambda _: self._adopt(seen), prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _adopt(self, state_dict: dict[str, Any]) -> None:
+        for param, saved in checkpoint.saved_states(self.param_groups, state_dict):
+            self.state[param] = checkpoint.restore(param, saved)
         newest = max((float(s["step"]) for s in self.state.values() if "step" in s), default=0.0)
         for group in self.param_groups:
-            group.setdefault("maximize", False)
-            group.setdefault("weight_decay_mode", self.defaults["weight_decay_mode"])
-            group.setdefault("schedule_step", int(newest))
-            for name in self.rule_of(group).options:
-                group.setdefault(name, self.defaults[name])
+            checkpoint.complete(group, self.rule_of(group), self.defaults, newest)
             self._validate_group(group)
         self._last_lrs = None
         self._zeros = {}
 
-    def _restore(self, param: Tensor, saved: dict[str, Any]) -> State:
-        wide = torch.float32 if param.dtype in (torch.float16, torch.bfloat16) else None
-        state = {
-            key: value.to(param.device, wide if value.is_floating_point() else None, copy=True)
-            for key, value in saved.items()
-            if isinstance(value, Tensor) and key != "step"
-        }
-        # torch's SGD counts no steps; what matters there is that the first one is over
-        step = float(saved.get("step", 1.0 if state else 0.0))
-        state["step"] = torch.tensor(step, dtype=torch.float32)
-        return state
-
     def __getstate__(self) -> dict[str, Any]:
-        hooks = {key for key in self.__dict__ if key.endswith("_hooks")}
-        return {key: value for key, value in self.__dict__.items() if key not in hooks}
+        # hooks, and the step that an LR scheduler has wrapped, belong to this object alone
+        own = {key for key in self.__dict__ if key.endswith("_hooks")} | {"step", "_zeros"}
+        return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._zeros = {}
+        super().__setstate__(state)
 
 
 def make_class(rule: Rule, module: str = __name__) -> type[Optimizer]:

@@ -1,0 +1,67 @@
+"""The numbers that a rule sees for a param group: its values, the schedule's factor, momentum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from optimizers.core import Rule, Values
+from optimizers.schedules import Schedule
+
+Group = dict[str, Any]
+
+
+def check_schedule(owner: str, schedule: Schedule | None, total_steps: int | None) -> None:
+    """Raise TypeError or ValueError, in one line, unless schedule and length fit together."""
+    if total_steps is not None and not total_steps > 0:
+        raise ValueError(f"{owner}: total_steps={total_steps!r} is not valid; allowed: > 0")
+    if schedule is None:
+        return
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"{owner}: schedule={schedule!r} is not valid; allowed: a schedule of "
+            "optimizers.schedules, such as schedules.warmup_cosine(warmup=0.05)"
+        )
+    if schedule.needs_total_steps and total_steps is None:
+        raise ValueError(f"{owner}: schedule {schedule.name!r} needs total_steps=...")
+
+
+def scheduled_factor(group: Group, schedule: Schedule | None, total_steps: int | None) -> float:
+    """What multiplies a group's learning rate in its next step."""
+    if schedule is None:
+        return 1.0
+    memory = group.get("schedule_memory", {})
+    return schedule.factor(group["schedule_step"], total_steps or 1, memory)
+
+
+def cycled(
+    rule: Rule, group: Group, schedule: Schedule | None, total_steps: int | None
+) -> dict[str, float | None]:
+    """Momentum and beta1 as the schedule moves them; nothing for schedules that do not.
+
+    Rules that evaluate at another point keep theirs, since it says where that point is.
+    """
+    if schedule is None or rule.points is not None:
+        return {}
+    momentum = schedule.momentum(group["schedule_step"], total_steps or 1)
+    return {} if momentum is None else {"momentum": momentum, "beta1": momentum}
+
+
+def group_values(
+    rule: Rule, group: Group, schedule: Schedule | None, total_steps: int | None
+) -> Values:
+    """The numbers and options that a rule sees for a group, schedule included."""
+    flat = {
+        key: float(value) if isinstance(value, Tensor) else value
+        for key, value in rule.flatten(group).items()
+    }
+    factor = scheduled_factor(group, schedule, total_steps)
+    # an LR scheduler on top counts as schedule too: independent decay follows it
+    initial = group.get("initial_lr")
+    flat["schedule"] = factor * flat["lr"] / float(initial) if initial else factor
+    flat["lr"] *= factor
+    for name, value in cycled(rule, group, schedule, total_steps).items():
+        if flat.get(name):
+            flat[name] = value
+    return Values(**flat, **group.get("shared", {}))
