@@ -69,13 +69,15 @@ def check_task(spec: StudySpec, executor: Executor, places: Places) -> dict[str,
 
 
 def _checked(spec: StudySpec, outcome: Outcome) -> dict[str, Any]:
-    if outcome.failure is not None and outcome.state != "diverged":
-        where = f"task {spec.study.task!r}"
-        raise TaskError(f"{where}: {outcome.failure.message}", outcome.failure.traceback)
     metrics = outcome.info.get("metrics", [])
     if metrics and spec.study.metric not in metrics:
         raise UsageError(
             f"study.metric = {spec.study.metric!r}: the task has no such metric;"
             f" allowed: {', '.join(metrics)}"
         )
+    failure = outcome.failure
+    if failure is not None and failure.kind == "usage_error":
+        raise UsageError(failure.message)
+    if failure is not None and failure.kind != "diverged":
+        raise TaskError(f"task {spec.study.task!r}: {failure.message}", failure.traceback)
     return outcome.info

@@ -16,7 +16,10 @@ Direction = Literal["minimize", "maximize"]
 Stage = Literal["defaults", "lr-range", "explore", "confirm", "decide"]
 TrialState = Literal["running", "interrupted", "completed", "diverged", "pruned", "failed"]
 StudyState = Literal["running", "stopped", "completed", "failed"]
-FailureKind = Literal["diverged", "out_of_memory", "killed", "user_error", "internal"]
+# usage_error: a name or argument that the task or the library does not have
+FailureKind = Literal[
+    "diverged", "out_of_memory", "killed", "user_error", "usage_error", "internal"
+]
 JobKind = Literal["check", "lr_range", "train"]
 
 

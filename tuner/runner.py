@@ -28,6 +28,7 @@ from tuner.store.base import Store
 
 HEARTBEAT_SECONDS = 2.0
 _POLL_SECONDS = 0.5
+_BUGS = ("user_error", "usage_error", "internal")
 
 
 class Sink(Protocol):
@@ -264,7 +265,7 @@ class Coordinator:
 
     def _stop_on_bug(self, trial: Trial) -> None:
         """A bug in the user's code fails every trial alike; stop before the budget is gone."""
-        if trial.failure is None or trial.failure.kind not in ("user_error", "internal"):
+        if trial.failure is None or trial.failure.kind not in _BUGS:
             return
         self._bugs[trial.failure.message] += 1
         if self._bugs[trial.failure.message] >= self.spec.run.max_identical_failures:

@@ -241,7 +241,7 @@ class StudySpec(_Section):
     budget: BudgetSection
     search: SearchSection = SearchSection()
     run: RunSection = RunSection()
-    arms: tuple[ArmSection, ...] = Field(min_length=1)
+    arms: tuple[ArmSection, ...]
 
     @model_validator(mode="before")
     @classmethod
@@ -263,6 +263,8 @@ class StudySpec(_Section):
             a.model_copy(update={"name": a.name or f"{a.optimizer}-{a.schedule}"})
             for a in self.arms
         )
+        if not arms:
+            raise ValueError("arms: empty; allowed: at least 1 [[arms]]")
         names = [a.name for a in arms]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:

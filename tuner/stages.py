@@ -128,7 +128,7 @@ def _explore_point(spec: StudySpec, history: History, place: Planned) -> Point |
     if place.index == 0:
         return suggested_point(spec, arm, curve)
     mine = {_index(t): t for t in history.of("explore", arm.name)}
-    visible = place.index - lookback(spec)
+    visible = max(0, place.index - lookback(spec))
     if any(i not in mine for i in range(place.index)):
         return None
     if any(mine[i].state in OPEN for i in range(visible)):

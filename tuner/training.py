@@ -111,7 +111,7 @@ def _classify(error: Exception) -> Failure:
     if isinstance(error, TaskError):
         return Failure(kind="user_error", message=str(error), traceback=error.traceback)
     if isinstance(error, UsageError):
-        return Failure(kind="user_error", message=str(error))
+        return Failure(kind="usage_error", message=str(error))
     stack = "".join(traceback.format_exception(error))
     return Failure(kind="internal", message=one_line(error), traceback=stack)
 

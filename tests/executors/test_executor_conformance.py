@@ -66,7 +66,7 @@ def test_polling_with_nothing_to_do_returns_nothing(executor: Executor) -> None:
         ("faulty:loss_raises", "failed", "user_error"),
         ("faulty:stops_python", "failed", "user_error"),
         ("faulty:out_of_memory", "failed", "out_of_memory"),
-        ("nowhere:build", "failed", "user_error"),
+        ("nowhere:build", "failed", "usage_error"),
     ],
 )
 def test_every_end_arrives(executor: Executor, task: str, state: str, kind: str | None) -> None:

@@ -139,3 +139,14 @@ def chatty() -> Task:
         return loss
 
     return at_step(1, action)
+
+
+def memory_for_six() -> Task:
+    """Training with more than six examples at once runs out of memory."""
+
+    def loss(model: nn.Module, batch: tiny.Batch) -> Tensor:
+        if model.training and len(batch[0]) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return tiny.cross_entropy(model, batch)
+
+    return tiny.build(loss=loss)

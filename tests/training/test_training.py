@@ -199,7 +199,7 @@ class TestEnds:
         outcome = run(job(**changes), go_on)
         assert outcome.state == "failed"
         assert outcome.failure is not None
-        assert outcome.failure.kind == "user_error"
+        assert outcome.failure.kind == "usage_error"
         assert message in outcome.failure.message
         assert outcome.failure.traceback == ""
 

@@ -1,0 +1,89 @@
+"""Small studies for tests, and a simulator that runs one without training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from tuner.records import LrCurve, Trial
+from tuner.spec import StudySpec, parse_spec
+from tuner.stages import History, next_trials
+
+ADAMW = {"optimizer": "adamw", "schedule": "warmup_cosine", "clip_norm": 1.0}
+SGD = {"optimizer": "sgd", "schedule": "cosine", "optimizer_args": {"momentum": 0.9}}
+
+
+def study_data(**sections: dict[str, Any]) -> dict[str, Any]:
+    """A study file's data: two arms on the tiny task, a few dozen short trials."""
+    data: dict[str, Any] = {
+        "study": {"name": "small", "task": "tiny:build", "metric": "acc", "direction": "maximize"},
+        "budget": {
+            "max_steps": 12,
+            "evaluations": 4,
+            "trials_per_arm": 5,
+            "confirm_top": 2,
+            "confirm_seeds": 2,
+            "decide_seeds": 3,
+            "lr_range_steps": 40,
+        },
+        "search": {"batch_size": [8, 32]},
+        "arms": [ADAMW, SGD],
+    }
+    for name, keys in sections.items():
+        data[name] = {**data.get(name, {}), **keys} if isinstance(keys, dict) else keys
+    return data
+
+
+def study_spec(**sections: Any) -> StudySpec:
+    """The same, validated."""
+    return parse_spec(study_data(**sections), "test.toml", "test")
+
+
+CURVE = LrCurve(points=[], suggested_lr=1e-2, low=1e-3, high=3e-2, diverges_at=1e-1)
+
+
+def outcome(trial: Trial, value: Callable[[Trial], float | None]) -> Trial:
+    """A finished trial with the value of a made-up objective; None = diverged."""
+    result = CURVE.suggested_lr if trial.stage == "lr-range" else value(trial)
+    state = "diverged" if result is None else "completed"
+    return trial.model_copy(update={"state": state, "value": result})
+
+
+def simulate(
+    spec: StudySpec,
+    value: Callable[[Trial], float | None],
+    *,
+    slots: int = 1,
+    order: random.Random | None = None,
+    interrupt_after: int | None = None,
+) -> dict[int, Trial]:
+    """Run a study on `slots` slots whose trials end in random order.
+
+    After `interrupt_after` finished trials those that run are interrupted and the study goes on
+    from its rows, as `resume` does.
+    """
+    order = order or random.Random(0)
+    trials: dict[int, Trial] = {}
+    curves: dict[int, LrCurve] = {}
+    finished = 0
+    while True:
+        running = [t for t in trials.values() if t.state == "running"]
+        if interrupt_after is not None and finished == interrupt_after:
+            interrupt_after = None
+            trials |= {t.number: t.model_copy(update={"state": "interrupted"}) for t in running}
+            continue
+        values = {n: [t.value or 0.0] * spec.budget.evaluations for n, t in trials.items()}
+        for trial in next_trials(spec, History(trials, curves, values)):
+            if len(running) == slots:
+                break
+            started = trial.model_copy(update={"state": "running"})
+            running.append(started)
+            trials[trial.number] = started
+        if not running:
+            return dict(sorted(trials.items()))
+        done = outcome(order.choice(running), value)
+        trials[done.number] = done
+        finished += 1
+        if done.stage == "lr-range":
+            curves[done.number] = CURVE

@@ -1,0 +1,134 @@
+"""The sampler: pure, inside its box, and it learns from divergence."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.study.specs import ADAMW, CURVE, SGD, study_spec
+from tuner.search import Observation, finite_values, propose
+from tuner.space import Dimension, arm_space, scale_lr, suggested_point, used_params
+
+SPACE = (
+    Dimension("lr", 1e-5, 10.0, log=True),
+    Dimension("batch_size", 8, 64, values=(8, 16, 32, 64)),
+    Dimension("weight_decay", 0.0, 0.1),
+)
+
+
+def search(objective, trials: int, seed: int, startup: int = 10) -> list[Observation]:
+    """Run a search of `trials` points."""
+    seen: list[Observation] = []
+    for index in range(trials):
+        point = propose(SPACE, seen, [], "minimize", index, startup, seed)
+        seen.append(Observation(point, objective(point)))
+    return seen
+
+
+def cliff(point: dict[str, float]) -> float | None:
+    """A loss whose optimum lies 0.3 decades under the learning rate that diverges."""
+    if point["lr"] > 1e-1:
+        return None
+    return (math.log10(point["lr"]) + 1.3) ** 2 + point["weight_decay"]
+
+
+def test_divergence_is_learned() -> None:
+    """0.92 of the trials diverge when divergence is reported as NaN."""
+    shares = []
+    for seed in range(6):
+        later = search(cliff, 50, seed)[10:]
+        shares.append(sum(o.value is None for o in later) / len(later))
+    assert sum(shares) / len(shares) <= 0.35
+
+
+def test_the_search_concentrates_around_the_optimum() -> None:
+    """A sampler that cannot learn puts a third of its points within a decade of the optimum."""
+    near = [
+        abs(math.log10(o.point["lr"]) + 1.3) < 1
+        for seed in range(4)
+        for o in search(cliff, 40, seed)[10:]
+    ]
+    assert sum(near) / len(near) > 0.6
+
+
+@given(seed=st.integers(0, 2**31), index=st.integers(0, 30), pending=st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_a_proposal_is_pure_and_inside(seed: int, index: int, pending: int) -> None:
+    seen = [
+        Observation(propose(SPACE, [], [], "minimize", i, 99, 0), float(i)) for i in range(index)
+    ]
+    running = [o.point for o in seen[len(seen) - pending :]]
+    first, second = (
+        propose(SPACE, seen, running, "maximize", index, startup=4, seed=seed) for _ in range(2)
+    )
+    assert first == second
+    assert all(d.contains(first[d.name]) for d in SPACE)
+
+
+def test_startup_covers_the_box() -> None:
+    points = [propose(SPACE, [], [], "minimize", i, 16, seed=3) for i in range(16)]
+    quarters = {int((math.log10(p["lr"]) + 5) / 1.5) for p in points}
+    assert quarters == {0, 1, 2, 3}
+    assert {p["batch_size"] for p in points} == {8, 16, 32, 64}
+
+
+def test_pending_points_are_avoided() -> None:
+    seen = search(cliff, 20, seed=0)
+    alone = propose(SPACE, seen, [], "minimize", 20, 10, seed=5)
+    crowded = propose(SPACE, seen, [alone] * 4, "minimize", 20, 10, seed=5)
+    assert alone != crowded
+
+
+def test_a_fixed_axis_stays_fixed() -> None:
+    space = (Dimension("lr", 0.1, 0.1), Dimension("batch_size", 8, 8, values=(8,)))
+    assert propose(space, [], [], "minimize", 0, 1, 0) == {"lr": 0.1, "batch_size": 8}
+
+
+@given(
+    values=st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), min_size=1),
+    direction=st.sampled_from(["minimize", "maximize"]),
+)
+def test_a_missing_value_is_finite_and_worst(values: list[float | None], direction: str) -> None:
+    told = finite_values([Observation({}, v) for v in values], direction)
+    known = [v for v in values if v is not None]
+    sign = 1 if direction == "minimize" else -1
+    for value, said in zip(values, told, strict=True):
+        if value is not None:
+            assert said == value
+        elif known:
+            assert math.isfinite(said)
+            assert sign * said > max(sign * v for v in known)
+
+
+def test_pruned_trials_are_told_as_pruned() -> None:
+    seen = [
+        Observation(propose(SPACE, [], [], "minimize", i, 99, 0), float(i), pruned_at=5 + i % 2)
+        for i in range(12)
+    ]
+    assert propose(SPACE, seen, [], "minimize", 12, 4, 0)["lr"] > 0
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
+def test_the_learning_rate_follows_the_batch_size(scaling: str, factor: float) -> None:
+    assert scale_lr(0.1, 128, 32, scaling) == pytest.approx(0.1 * factor)
+
+
+def test_the_box_comes_from_the_range_test() -> None:
+    spec = study_spec()
+    lr, batch, _ = arm_space(spec, spec.arms[0], CURVE)
+    assert (lr.low, lr.high, batch.values) == (CURVE.low, CURVE.high, (8, 16, 32))
+    assert suggested_point(spec, spec.arms[0], CURVE)["lr"] == CURVE.suggested_lr
+
+
+def test_without_a_suggestion_the_box_is_the_rules() -> None:
+    spec = study_spec()
+    refused = CURVE.model_copy(update={"suggested_lr": None, "low": None, "high": None})
+    assert arm_space(spec, spec.arms[0], refused)[0].high == pytest.approx(3e-2)
+
+
+def test_sgd_moves_linearly_and_adamw_by_the_root() -> None:
+    spec = study_spec(arms=[ADAMW, SGD])
+    point = {"lr": 0.01, "batch_size": 32, "weight_decay": 0.0}
+    adamw, sgd = (used_params(spec, arm, point)["lr"] for arm in spec.arms)
+    assert (adamw, sgd) == (pytest.approx(0.01 * 2**0.5), pytest.approx(0.02))
