@@ -25,6 +25,8 @@ How a rule says what it needs:
 - ``points``: training and evaluation happen at different points (`Points`, schedule-free).
 - ``observe``: folds an extra gradient into the state, called by ``opt.update_hessian()`` (sophia).
 - ``partner``: parameters the rule cannot handle go to another rule in the same optimizer (muon).
+- ``still_first``: the first gradient only fills the state, so the shell does not decay either
+  (adopt).
 - ``weight_decay_mode="inside"``: the rule itself reads ``hyper.weight_decay`` (lamb, lars).
 """
 
@@ -32,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isnan, nan
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias, overload
 
@@ -80,7 +82,13 @@ class Hyper:
         """The valid values in words, as used in error messages."""
         lower = f"{self.at_least:g} <= " if self.at_least > self.above else f"{self.above:g} < "
         upper = f" <= {self.at_most:g}" if self.at_most < self.below else f" < {self.below:g}"
-        return f"{lower}value{upper}{', a whole number' if self.integer else ''}"
+        kind = ", a whole number" if self.integer else ", or None" if self.optional else ""
+        return f"{lower}value{upper}{kind}"
+
+    @property
+    def argument(self) -> float | None:
+        """The default as a constructor argument, where None stands for NaN."""
+        return None if isnan(self.default) else self.default
 
     def validate(self, owner: str, name: str, value: object) -> None:
         """Raise ValueError, or TypeError for what is no number, unless the value is valid."""
@@ -182,6 +190,7 @@ class Rule:
     packs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: Callable[[Values], str | None] = no_conflict
     sparse: bool = False
+    still_first: bool = False
     model: ModelHook | None = None
     points: Points | None = None
     observe: Callable[[Tensor, Tensor, State, Values, Scalar], State] | None = None
@@ -190,7 +199,7 @@ class Rule:
     @property
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments and their defaults: packed hyperparameters, then options."""
-        hypers = {name: row.default for name, row in self.hypers.items()}
+        hypers = {name: row.argument for name, row in self.hypers.items()}
         options = {name: row.default for name, row in self.options.items()}
         return self.pack({**hypers, **options})
 
@@ -210,7 +219,7 @@ class Rule:
                 raise TypeError(f"{self.name}: {key} is part of {name}; give one of them")
             else:
                 packed[name] = tuple(
-                    values.get(flat, self.hypers[flat].default) for flat in self.packs[name]
+                    values.get(flat, self.hypers[flat].argument) for flat in self.packs[name]
                 )
         return packed
 
@@ -230,7 +239,8 @@ class Rule:
                     f"{len(names)} numbers"
                 )
             flat |= zip(names, value, strict=True)
-        return flat
+        absent = {name for name, row in self.hypers.items() if row.optional and flat[name] is None}
+        return flat | dict.fromkeys(absent, nan)
 
     def validate(self, arguments: Mapping[str, Any]) -> None:
         """Raise ValueError or TypeError unless every constructor argument is valid."""
@@ -316,8 +326,8 @@ def advance(
     if rule.weight_decay_mode == "inside" and mode != "inside":
         seen = Values(**{**vars(hyper), "weight_decay": 0.0})
     direction, state = rule.update(grad, param, state, seen, t)
-    if mode == "decoupled":
-        param = param * (1 - hyper.lr * hyper.weight_decay)
-    elif mode == "independent":
-        param = param * (1 - hyper.schedule * hyper.weight_decay)
+    if mode in ("decoupled", "independent"):
+        pace = hyper.lr if mode == "decoupled" else hyper.schedule
+        decay = pace * hyper.weight_decay
+        param = param * (1 - (where(t == 1, 0.0, decay) if rule.still_first else decay))
     return add_scaled(param, direction, -hyper.lr), state

@@ -26,7 +26,8 @@ SHELL: dict[str, tuple[str, Any]] = {
 def annotation(value: Any) -> str:
     """The type of an argument, from its default."""
     if isinstance(value, tuple):
-        return f"tuple[{', '.join(['float'] * len(value))}]"
+        kinds = ("float | None" if number is None else "float" for number in value)
+        return f"tuple[{', '.join(kinds)}]"
     return "str | None" if value is None else type(value).__name__
 
 
