@@ -212,6 +212,10 @@ def test_texts_of_a_figure_do_not_overlap(study):
     assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
 
 
+def test_no_two_of_28_arms_look_alike():
+    assert len({str(plots.line_style(k)) for k in range(28)}) == 28
+
+
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_an_explosion_does_not_flatten_what_matters(direction):
     sign = 1 if direction == "minimize" else -1

@@ -49,8 +49,9 @@ class Runs:
     lr: list[list[tuple[float, float]]] = field(default_factory=list)
 
 
-def _style(k: int) -> dict[str, Any]:
-    dash = DASHES[(k // len(COLOURS) + k) % len(DASHES)]
+def line_style(k: int) -> dict[str, Any]:
+    """Colour and dashes of the k-th arm; 28 arms differ."""
+    dash = DASHES[(k + 2 * (k // len(COLOURS))) % len(DASHES)]
     return {"color": COLOURS[k % len(COLOURS)], "linestyle": dash}
 
 
@@ -228,9 +229,9 @@ def curves_figure(arms: Mapping[str, Runs], metric: str, direction: Direction) -
             continue
         ends += [v for line in runs.metric for _, v in line if math.isfinite(v)]
         left.fill_between(steps, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.15, lw=0)
-        left.plot(steps, mean, lw=1.8, label=name, **_style(k))
+        left.plot(steps, mean, lw=1.8, label=name, **line_style(k))
         lr_steps, lr_mean, *_ = _band(runs.lr)
-        right.plot(lr_steps, lr_mean, lw=1.8, **_style(k))
+        right.plot(lr_steps, lr_mean, lw=1.8, **line_style(k))
     if not ends:
         _empty(left, "no evaluation stored")
         _empty(right, "no evaluation stored")
@@ -261,8 +262,8 @@ def best_of_k_figure(
         best = st.expected_best_of_k(values, direction)
         half = max(1, (len(best) + 1) // 2)
         trials = np.arange(1, len(best) + 1)
-        ax.plot(trials[:half], best[:half], lw=2, label=name, marker="o", ms=3, **_style(k))
-        ax.plot(trials[half - 1 :], best[half - 1 :], lw=0.9, **_style(k))
+        ax.plot(trials[:half], best[:half], lw=2, label=name, marker="o", ms=3, **line_style(k))
+        ax.plot(trials[half - 1 :], best[half - 1 :], lw=0.9, **line_style(k))
         shown += list(best)
     ax.set_ylim(*robust_limits(shown, direction))
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -291,7 +292,7 @@ def lr_curves_figure(curves: Mapping[str, LrCurve]) -> Figure:
             height = float(np.interp(math.log(curve.suggested_lr), np.log(lrs), losses))
             ax.plot([curve.suggested_lr], [min(height, high)], "o", color=colour, ms=9,
                     mec="white", zorder=5)  # fmt: skip
-        ax.plot(lrs, losses, lw=1.8, label=label, **_style(k))
+        ax.plot(lrs, losses, lw=1.8, label=label, **line_style(k))
         if curve.low and curve.high:
             bar = low + (high - low) * (0.02 + 0.02 * k)
             ax.plot([curve.low, curve.high], [bar, bar], color=colour, lw=3, alpha=0.6)

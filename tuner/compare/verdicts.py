@@ -1,6 +1,6 @@
 """From the scores of fresh seeds to a verdict per arm and one sentence that can be signed.
 
-How it is decided (docs/decisions, and measured in tests/compare/test_calibration.py):
+How it is decided (error rates and power are measured in tests/compare/test_calibration.py):
 
 - Common seeds are paired. All pairs of arms are tested by joint sign flips with the step-down
   maximum correction (`statistics.paired_tests`): at most alpha of the studies of equal arms call
