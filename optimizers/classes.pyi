@@ -9,10 +9,14 @@ CLASSES: dict[str, type[Optimizer]]
 
 __all__ = [
     "SGD",
+    "Adagrad",
+    "RMSprop",
     "Adam",
     "AdamW",
     "Lion",
     "SophiaG",
+    "SGDScheduleFree",
+    "AdamWScheduleFree",
 ]
 
 class SGD(Optimizer):
@@ -24,6 +28,51 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        engine: str = "auto",
+    ) -> None: ...
+
+class Adagrad(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        engine: str = "auto",
+    ) -> None: ...
+
+class RMSprop(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.001,
+        alpha: float = 0.99,
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
         *,
         maximize: bool = False,
         weight_decay_mode: str | None = None,
@@ -109,6 +158,53 @@ class SophiaG(Optimizer):
         weight_decay: float = 0.1,
         bs: int = 5120,
         update_period: int = 10,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        engine: str = "auto",
+    ) -> None: ...
+
+class SGDScheduleFree(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        engine: str = "auto",
+    ) -> None: ...
+
+class AdamWScheduleFree(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
         *,
         maximize: bool = False,
         weight_decay_mode: str | None = None,

@@ -8,9 +8,12 @@ from optimizers.core import Rule
 
 FAMILIES = (
     "sgd",
+    "adagrad",
+    "rmsprop",
     "adam",
     "lion",
     "sophia",
+    "schedulefree",
 )
 
 RULES: dict[str, Rule] = {

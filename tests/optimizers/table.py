@@ -12,7 +12,7 @@ import torch
 
 from optimizers import schedules
 from tests.reference import Formula
-from tests.references import adam, lion, sgd, sophia
+from tests.references import adagrad, adam, lion, rmsprop, schedulefree, sgd, sophia
 
 SHAPES = ((), (7,), (5, 3), (4, 3, 2, 2))
 STEPS = 50
@@ -57,6 +57,28 @@ ROWS = (
         ),
         torch.optim.SGD,
     ),
+    Row(
+        "adagrad",
+        adagrad.adagrad,
+        (
+            {"lr": 0.1},
+            {"lr": 0.5, "lr_decay": 0.05, "weight_decay": 0.1},
+            {"lr": 0.1, "initial_accumulator_value": 0.3, "eps": 1e-2, "weight_decay": 0.3},
+        ),
+        torch.optim.Adagrad,
+    ),
+    Row(
+        "rmsprop",
+        rmsprop.rmsprop,
+        (
+            {"lr": 0.01},
+            {"lr": 0.05, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.1},
+            {"lr": 0.01, "alpha": 0.9, "momentum": 0.9, "weight_decay": 0.3},
+            {"lr": 0.01, "alpha": 0.95, "centered": True},
+            {"lr": 0.01, "alpha": 0.9, "momentum": 0.7, "centered": True, "weight_decay": 0.1},
+        ),
+        torch.optim.RMSprop,
+    ),
     Row("adam", adam.adam, ADAM_SETTINGS, torch.optim.Adam),
     Row("adamw", adam.adamw, ADAM_SETTINGS, torch.optim.AdamW),
     Row(
@@ -74,6 +96,24 @@ ROWS = (
         (
             {"lr": 1e-3},
             {"lr": 0.02, "beta1": 0.9, "beta2": 0.95, "rho": 0.1, "weight_decay": 0.3},
+        ),
+    ),
+    Row(
+        "schedulefree_sgd",
+        schedulefree.sgd,
+        (
+            {"lr": 0.5},
+            {"lr": 0.1, "momentum": 0.7, "weight_decay": 0.1, "warmup_steps": 20},
+            {"lr": 0.1, "momentum": 0.95, "weight_decay": 0.1, "r": 1.5, "weight_lr_power": 0.0},
+        ),
+    ),
+    Row(
+        "schedulefree_adamw",
+        schedulefree.adamw,
+        (
+            {"lr": 2.5e-3},
+            {"lr": 0.1, "beta1": 0.7, "beta2": 0.9, "weight_decay": 0.1, "warmup_steps": 20},
+            {"lr": 0.1, "beta1": 0.95, "eps": 1e-3, "r": 1.5, "weight_lr_power": 1.0},
         ),
     ),
 )

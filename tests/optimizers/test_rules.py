@@ -99,11 +99,12 @@ def test_tensors_as_hyperparameters_under_vmap(row):
     rule = optimizers.get_rule(row.rule)
     settings = [s for s in row.settings if not set(s) & set(rule.options)]
     flats = [vars(rule.values(**s)) for s in settings]
+    shape = next(shape for shape in row.shapes if len(shape) == 2)
+    start, grads = problem(shape, 4, torch.float32)
     # one structure for all trials: with the state of whichever trial has the most
-    inits = [rule.state(torch.empty(5, 3, dtype=torch.float32), rule.values(**s)) for s in settings]
+    inits = [rule.state(start, rule.values(**s)) for s in settings]
     widest = max(inits, key=len)
     chosen = [n for n, init in enumerate(inits) if init.keys() == widest.keys()]
-    start, grads = problem((5, 3), 4, torch.float32)
     names = list(rule.hypers)
     table = {
         key: torch.tensor([flats[n][key] for n in chosen], dtype=torch.float64) for key in names
@@ -112,9 +113,10 @@ def test_tensors_as_hyperparameters_under_vmap(row):
     def one(hyper, grad, param, state, t):
         options = {key: row.default for key, row in rule.options.items()}
         values = core.Values(**hyper, **options, schedule=1.0)
+        vars(values).update(rule.model.initial(values) if rule.model else {})
         return core.advance(rule, rule.weight_decay_mode, grad, param, state, values, t)
 
-    params = start.expand(len(chosen), 5, 3).clone()
+    params = start.expand(len(chosen), *shape).clone()
     state = {key: torch.zeros(len(chosen), *v.shape) + v for key, v in widest.items()}
     separate = [(start, dict(widest)) for _ in chosen]
     for t, grad in enumerate(grads, start=1):
@@ -156,7 +158,7 @@ def test_signature_and_class(row):
 
 @BY_ROW
 def test_positional_arguments(row):
-    param = torch.nn.Parameter(torch.zeros(3))
+    param = torch.nn.Parameter(torch.zeros(3, 3))
     kind = getattr(optimizers, optimizers.get_rule(row.rule).class_name)
     assert kind([param], 0.125).param_groups[0]["lr"] == 0.125
 
@@ -166,7 +168,7 @@ def test_positional_arguments(row):
     ("name", "value"), [("lr", -1.0), ("lr", float("nan")), ("lr", "big"), ("weight_decay", -0.1)]
 )
 def test_bad_values_are_named(row, name, value):
-    param = torch.nn.Parameter(torch.zeros(3))
+    param = torch.nn.Parameter(torch.zeros(3, 3))
     with pytest.raises((ValueError, TypeError)) as caught:
         optimizers.create(row.rule, [param], **{name: value})
     message = str(caught.value)
