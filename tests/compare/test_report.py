@@ -205,6 +205,16 @@ def test_figures_of_a_comparison_label_their_axes_and_mark_divergence(study):
     assert "one arm" in plots.differences_figure(alone).axes[0].texts[0].get_text()
 
 
+@pytest.mark.parametrize("length", [3, 25, 60])
+def test_a_legend_stays_inside_its_figure(length):
+    arms = {f"{k:02}" + "x" * (length - 2): plots.Runs([LINE], [LINE]) for k in range(7)}
+    figure = plots.curves_figure(arms, "loss", "minimize")
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_texts_of_a_figure_do_not_overlap(study):
     figure = plots.arms_figure(study.comparison)
     figure.draw_without_rendering()

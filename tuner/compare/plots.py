@@ -29,6 +29,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 INK, GREY, FAINT = "#1f2933", "#6b7785", "#e4e8ee"
 WIDTH = 8.0  # inches
 _COLUMNS = 2  # of small multiples
+_LEGEND_CHARACTERS = 100  # that fit into a figure's width
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ def _labels(ax: Axes, x: str, y: str, title: str = "") -> None:
         ax.set_title(title, loc="left", color=INK, fontsize=10.5, fontweight="bold")
 
 
-def _legend(figure: Figure, ax: Axes, columns: int = 3) -> None:
+def _legend(figure: Figure, ax: Axes) -> None:
     handles, names = ax.get_legend_handles_labels()
     if handles:
+        columns = max(1, min(4, _LEGEND_CHARACTERS // (max(map(len, names)) + 8)))
         figure.legend(
             handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
         )
@@ -300,5 +302,5 @@ def lr_curves_figure(curves: Mapping[str, LrCurve]) -> Figure:
             ax.plot([curve.diverges_at], [high], "x", color=colour, ms=9, mew=2.5,
                     clip_on=False, zorder=6)  # fmt: skip
     _labels(ax, "learning rate", "training loss")
-    _legend(figure, ax, columns=2)
+    _legend(figure, ax)
     return figure
