@@ -14,6 +14,7 @@ FAMILIES = (
     "lion",
     "sophia",
     "schedulefree",
+    "prodigy",
 )
 
 RULES: dict[str, Rule] = {

@@ -12,7 +12,7 @@ import torch
 
 from optimizers import schedules
 from tests.reference import Formula
-from tests.references import adagrad, adam, lion, rmsprop, schedulefree, sgd, sophia
+from tests.references import adagrad, adam, lion, prodigy, rmsprop, schedulefree, sgd, sophia
 
 SHAPES = ((), (7,), (5, 3), (4, 3, 2, 2))
 STEPS = 50
@@ -114,6 +114,16 @@ ROWS = (
             {"lr": 2.5e-3},
             {"lr": 0.1, "beta1": 0.7, "beta2": 0.9, "weight_decay": 0.1, "warmup_steps": 20},
             {"lr": 0.1, "beta1": 0.95, "eps": 1e-3, "r": 1.5, "weight_lr_power": 1.0},
+        ),
+    ),
+    Row(
+        "prodigy",
+        prodigy.prodigy,
+        (
+            {"lr": 1.0},
+            {"lr": 0.5, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.1, "d0": 1e-3},
+            {"lr": 1.0, "d0": 1e-3, "d_coef": 2.0, "growth_rate": 1.1, "eps": 1e-3},
+            {"lr": 1.0, "use_bias_correction": True, "safeguard_warmup": True, "d0": 1e-4},
         ),
     ),
 )
