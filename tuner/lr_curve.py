@@ -22,7 +22,7 @@ Points = Sequence[tuple[float, float]]
 MIN_POINTS = 12
 # Bandwidth of the centred smoothing, in decades of the learning rate.
 BANDWIDTH = 0.12
-# A loss this many standard deviations of one batch above its best is not there by chance.
+# A loss this many standard deviations away is not there by chance.
 NOISE_LIMIT = 6.0
 # Consecutive points that must agree that the loss has exploded.
 CONFIRMATIONS = 3
@@ -42,9 +42,8 @@ class Shape:
     start: float  # loss where the learning rate does nothing yet
     noise: float  # standard deviation of one batch's loss
     drop: float  # how far the smoothed loss falls below `start`
-    minimum: int
+    lowest: int  # the loss first comes close to its lowest; on a plateau that is its beginning
     onset: int  # the loss has fallen by a tenth of the drop
-    steepest: int
     diverges_at: float | None
 
     @property
@@ -53,6 +52,19 @@ class Shape:
         decades = math.log10(self.lrs[-1] / self.lrs[0])
         points = 2 * math.sqrt(math.pi) * BANDWIDTH * len(self.lrs) / max(decades, BANDWIDTH)
         return self.noise / math.sqrt(max(points, 1.0))
+
+    @property
+    def falls_at_once(self) -> bool:
+        """Whether the loss moves from the first learning rates on: the range begins too high."""
+        eighth = len(self.lrs) // 8
+        fall = float(self.smooth[0] - self.smooth[eighth])
+        moving = fall > max(NOISE_LIMIT * self.smooth_noise, 0.1 * self.drop)
+        return moving or self.onset < len(self.lrs) // 10
+
+    @property
+    def learns(self) -> bool:
+        """Whether the loss falls by more than chance."""
+        return self.drop > NOISE_LIMIT * self.smooth_noise
 
 
 def explosion(losses: Sequence[float]) -> int | None:
@@ -85,20 +97,18 @@ def shape(points: Points) -> Shape:
     calm = _median3(losses)
     cap = start + max(start - float(calm.min()), NOISE_LIMIT * noise)
     smooth = _smoothed(np.log10(lrs), np.minimum(losses, cap))
-    minimum = int(np.argmin(smooth))
-    drop = start - float(smooth[minimum])
-    before = smooth[: minimum + 1]
-    flat = np.flatnonzero(before > start - 0.1 * drop)
-    slopes = np.gradient(smooth, np.log10(lrs))[: minimum + 1]
+    bottom = float(smooth.min())
+    drop = start - bottom
+    lowest = int(np.argmax(smooth <= bottom + 0.05 * drop))
+    flat = np.flatnonzero(smooth[: lowest + 1] > start - 0.1 * drop)
     return Shape(
         lrs=lrs,
         smooth=smooth,
         start=start,
         noise=noise,
         drop=drop,
-        minimum=minimum,
+        lowest=lowest,
         onset=int(flat[-1]) if len(flat) else 0,
-        steepest=int(np.argmin(slopes)),
         diverges_at=diverges_at,
     )
 
@@ -147,14 +157,14 @@ def suggest(points: Points) -> LrCurve:
         reason = f"only {count} points before the loss explodes, {MIN_POINTS} are needed"
         return _refusal(points, diverges_at, "too-short", reason)
     curve = shape(points)
-    if curve.drop < 4 * curve.smooth_noise:
+    if not curve.learns:
         reason = (
             f"the loss falls by {curve.drop:.2g} and its noise is {curve.noise:.2g}: "
             "use a larger batch or more steps"
         )
         return _refusal(points, diverges_at, "noise-dominated", reason)
-    onset, minimum = curve.lrs[curve.onset], curve.lrs[curve.minimum]
-    between = onset ** (1 - ASCENT) * minimum**ASCENT
+    onset, lowest = curve.lrs[curve.onset], curve.lrs[curve.lowest]
+    between = onset ** (1 - ASCENT) * lowest**ASCENT
     ceiling = math.inf if diverges_at is None else diverges_at / SAFETY
     suggested = float(min(between, ceiling))
     high = min(3 * suggested, math.inf if diverges_at is None else diverges_at / 1.5)
@@ -166,7 +176,7 @@ def suggest(points: Points) -> LrCurve:
         high=high,
         diverges_at=diverges_at,
         flags=_flags(curve),
-        reason=f"the loss falls from {onset:.2g} on, is lowest at {minimum:.2g} and {end}",
+        reason=f"the loss falls from {onset:.2g} on, is lowest at {lowest:.2g} and {end}",
     )
 
 
@@ -177,18 +187,17 @@ def starts_too_high(points: Points) -> bool:
     if (len(losses) if end is None else end) < MIN_POINTS:
         return end is not None
     curve = shape(points)
-    return curve.drop > 4 * curve.smooth_noise and curve.onset < len(curve.lrs) // 10
+    return curve.learns and curve.falls_at_once
 
 
 def _flags(curve: Shape) -> list[str]:
-    last = len(curve.lrs) - 1
-    falling = curve.smooth[: curve.minimum + 1]
+    falling = curve.smooth[: int(np.argmin(curve.smooth)) + 1]
     rise = float(np.max(falling - np.minimum.accumulate(falling)))
+    ends_falling = curve.diverges_at is None and len(falling) == len(curve.smooth)
     found = {
         "no-divergence": curve.diverges_at is None,
-        "boundary": curve.onset < last // 10
-        or (curve.diverges_at is None and curve.minimum == last),
-        "non-monotone": rise > max(4 * curve.smooth_noise, 0.2 * curve.drop),
+        "boundary": curve.falls_at_once or ends_falling,
+        "non-monotone": rise > max(NOISE_LIMIT * curve.smooth_noise, 0.1 * curve.drop),
     }
     return [flag for flag, is_so in found.items() if is_so]
 

@@ -53,7 +53,7 @@ def find_lr(
     Raises:
         UsageError: a range or loader that cannot be used.
     """
-    if iter(train_loader) is train_loader:
+    if isinstance(train_loader, Iterator):
         raise UsageError("train_loader can be read only once: pass a DataLoader or a list")
     device = next((param.device for param in model.parameters()), torch.device("cpu"))
 
@@ -118,7 +118,7 @@ def search(ramp: Ramp, low: float, high: float, steps: int) -> LrCurve:
     steps = max(steps, 3 * MIN_POINTS)
     coarse_steps = round(steps * COARSE_SHARE)
     coarse = _from_low_enough(ramp, low, high, coarse_steps)
-    if starts_too_high(coarse):
+    if explosion([loss for _, loss in coarse]) == 0:
         return suggest(coarse)
     top = _top(coarse)
     bottom, above = top / 10**DECADES_BELOW, top * 10**DECADES_ABOVE
@@ -141,7 +141,7 @@ def _top(points: list[tuple[float, float]]) -> float:
     if end is not None:
         return points[end][0]
     curve = shape(points)
-    return 10 * float(curve.lrs[curve.minimum])
+    return 10 * float(curve.lrs[curve.lowest])
 
 
 def ladder(low: float, high: float, steps: int) -> Iterator[float]:
