@@ -1,9 +1,6 @@
 """The contents of MLflow, written live and by `sync`, in a local store and through a server."""
 
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -24,18 +21,14 @@ from tests.store.samples import (
     make_study,
     make_trial,
 )
-from tuner.errors import BackendError, UsageError
+from tuner.errors import BackendError
 from tuner.records import Study, TrialState
 from tuner.store import mlflow as module
 from tuner.store.mlflow import (
     RunWriter,
     connect,
-    dashboard,
-    experiment_url,
     find_experiment,
-    ping,
     sync,
-    ui_command,
 )
 from tuner.store.projection import trial_view
 from tuner.store.sink import MlflowSink
@@ -158,7 +151,7 @@ def test_files_reach_the_artifacts(
     sync(store, study.name, mlflow_server.uri)
     client, found = connect(mlflow_server.uri), runs(mlflow_server.uri, study)
     names = [file.path for file in client.list_artifacts(found["trial:0"].info.run_id)]
-    assert names == ["lr_curve.json"]
+    assert names == ["lr_curve.json", "lr_curve.png"]
     report = Path(store.database.url.database or "").with_name("report.html")
     report.write_text("<p>answer</p>")
     sink = MlflowSink(mlflow_server.uri)
@@ -202,6 +195,20 @@ def test_the_answer_and_the_comparison(local_uri: str, store: SqlStore, study: S
     assert found["study"].info.status == arm.info.status == "FINISHED"
     assert sync(store, study.name, local_uri).unchanged == 7
     assert sync(store, study.name, local_uri, arms=ARMS).unchanged == 7
+
+
+def test_the_arms_of_a_stopped_study_end_with_it(
+    local_uri: str, store: SqlStore, study: Study
+) -> None:
+    write_live(local_uri, store, study)
+    store.set_study_state(study.name, "stopped")
+    sink = MlflowSink(local_uri)
+    sink.study_started(study)
+    sink.study_finished(store.get_study(study.name))
+    sink.close(60)
+    found = runs(local_uri, study)
+    assert found["study"].info.status == found["arm:sgd-cosine"].info.status == "KILLED"
+    assert sync(store, study.name, local_uri).unchanged == 7
 
 
 def test_a_run_that_was_only_begun_is_completed(
@@ -361,51 +368,6 @@ def test_nothing_appears_in_the_current_folder(
     store.create_study(other)
     sync(store, "other", local_uri, artifact_root=str(elsewhere))
     assert list(elsewhere.glob("*/*/artifacts/study.json"))
-
-
-def test_links(tracking_uri: str, store: SqlStore, study: Study) -> None:
-    assert experiment_url(tracking_uri, study).endswith("/#/experiments")
-    sync(store, study.name, tracking_uri)
-    experiment = find_experiment(connect(tracking_uri), study)
-    assert experiment is not None
-    base = tracking_uri if tracking_uri.startswith("http") else "http://127.0.0.1:5000"
-    page = f"{base}/#/experiments/{experiment.experiment_id}/runs"
-    assert experiment_url(tracking_uri, study) == page
-    ping(tracking_uri)
-
-
-def test_links_hold_no_credentials() -> None:
-    assert dashboard("https://me:secret@mlflow.example:5000/") == "https://mlflow.example:5000"
-    for uri in ("https://me:secret@host", "postgresql://me:secret@host/mlflow"):
-        assert "secret" not in ui_command(uri)
-
-
-def test_an_unknown_study_is_refused(local_uri: str, store: SqlStore) -> None:
-    with pytest.raises(UsageError, match="no study 'none'"):
-        sync(store, "none", local_uri)
-
-
-@pytest.mark.parametrize("uri", ["file:///nowhere", "nonsense://x", "sqlite:////dev/null/x.db"])
-def test_a_bad_uri_is_one_line(uri: str, store: SqlStore, study: Study) -> None:
-    for call in (lambda: ping(uri), lambda: sync(store, study.name, uri)):
-        with pytest.raises(BackendError, match="MLflow at") as caught:
-            call()
-        assert "\n" not in str(caught.value)
-
-
-def test_settings_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch, local_uri: str) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    connect(local_uri)
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-
-
-def test_mlflow_is_imported_only_when_used() -> None:
-    code = "import sys, tuner.store.sink; print('mlflow' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "False"
 
 
 def test_the_sample_study_covers_every_state(store: SqlStore, study: Study) -> None:

@@ -23,9 +23,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.errors import BackendError
 from tuner.paths import mask_password
-from tuner.records import Record, Study
+from tuner.records import LrCurve, Record, Study
 from tuner.store.base import Store
-from tuner.store.projection import RunView, arm_view, study_key, study_view, trial_view
+from tuner.store.projection import (
+    LR_CURVE_FILE,
+    RunView,
+    arm_view,
+    study_key,
+    study_view,
+    trial_view,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -166,10 +173,14 @@ def problem(uri: str, error: BaseException) -> str:
 def artifact_location(uri: str, root: str | None) -> str | None:
     """Where a new experiment keeps its files: beside a local database, never in the current folder.
 
-    None leaves it to the tracking server.
+    None leaves it to the tracking server, which could not show a folder of this machine.
     """
+    if root is not None and "://" in root:
+        return root
+    if urlsplit(uri).scheme in ("http", "https"):
+        return None
     if root is not None:
-        return root if "://" in root else Path(root).absolute().as_uri()
+        return Path(root).absolute().as_uri()
     if uri.startswith("sqlite:///"):
         return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "artifacts").as_uri()
     return None
@@ -281,6 +292,12 @@ class RunWriter:
             return "completed"
         return "completed" if self._set_status(run, view) or moved else "unchanged"
 
+    def close_arms(self, study: RunView) -> None:
+        """End the runs of the arms together with the study's."""
+        for key, run in self._runs.items():
+            if key.startswith("arm:"):
+                self._set_status(run, study)
+
     def remove_duplicates(self) -> list[Change]:
         """Delete runs of a key that has another run, left by two writers at once."""
         for run_id in self._duplicates:
@@ -319,6 +336,12 @@ class RunWriter:
         run.params = {**view.params, **run.params}
         for name, text in view.files.items():
             self._client.log_text(run.run_id, text, name)
+        if LR_CURVE_FILE in view.files:
+            from tuner.compare.plots import lr_curves_figure
+
+            curve = LrCurve.model_validate_json(view.files[LR_CURVE_FILE])
+            figure = lr_curves_figure({view.params["optimizer"]: curve})
+            self._client.log_figure(run.run_id, figure, "lr_curve.png")
         self._set_status(run, view)
         if digest:
             self._client.set_tag(run.run_id, "tuner.digest", digest)

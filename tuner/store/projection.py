@@ -21,6 +21,7 @@ from tuner.records import Configuration, Evaluation, LrCurve, Study, Trial
 from tuner.store.models import storable_json
 
 MAX_PARAM, MAX_TAG, MAX_KEY = 6000, 5000, 250  # characters that MLflow keeps of each
+LR_CURVE_FILE = "lr_curve.json"
 LR_POINTS = 200  # of a trial's learning rates; SQL has the rate of every step
 
 STATUS = {
@@ -163,7 +164,7 @@ def trial_view(
     ended = started + round(1000 * trial.wall_seconds)
     if trial.finished_at is not None:
         ended = _milliseconds(trial.finished_at)
-    curve_file = {} if lr_curve is None else {"lr_curve.json": lr_curve.model_dump_json(indent=2)}
+    curve_file = {} if lr_curve is None else {LR_CURVE_FILE: lr_curve.model_dump_json(indent=2)}
     return RunView(
         key=f"trial:{trial.number}",
         parent=arm_key(trial.arm),

@@ -81,10 +81,12 @@ class MlflowSink:
         """Write the answer and the comparison (`arms` of `tuner study compare --json`)."""
 
         def task(writer: RunWriter) -> None:
-            writer.write(study_view(study))
+            top = study_view(study)
+            writer.write(top)
             for arm in arms:
                 view = arm_view(study, arm["name"], arm["optimizer"], arm["schedule"], arm)
                 writer.write(view)
+            writer.close_arms(top)
 
         self._submit(task)
 
