@@ -61,11 +61,27 @@ def check_task(spec: StudySpec, executor: Executor, places: Places) -> dict[str,
         TaskError: the user's code fails; carries their traceback.
         UsageError: the deciding metric is not among the task's.
     """
-    executor.submit(check_job(spec, places))
+    job = check_job(spec, places)
+    while True:
+        outcome = run_job(executor, job)
+        size = job.micro_batch or job.configuration.batch_size
+        if outcome.failure is None or outcome.failure.kind != "out_of_memory" or size == 1:
+            return _checked(spec, outcome)
+        job = job.model_copy(update={"micro_batch": half_batch(job)})
+
+
+def run_job(executor: Executor, job: Job) -> Outcome:
+    """Run one job on an idle executor and wait for its end."""
+    executor.submit(job)
     while True:
         for event in executor.poll(0.5):
             if isinstance(event, Finished):
-                return _checked(spec, event.outcome)
+                return event.outcome
+
+
+def half_batch(job: Job | Trial) -> int:
+    """Half of what was tried at once, rounded up: the next size after running out of memory."""
+    return ((job.micro_batch or job.configuration.batch_size) + 1) // 2
 
 
 def _checked(spec: StudySpec, outcome: Outcome) -> dict[str, Any]:

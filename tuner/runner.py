@@ -6,7 +6,6 @@ another machine continues as if nothing had happened.
 
 from __future__ import annotations
 
-import math
 import socket
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 
 from tuner.errors import TaskError, TunerError
 from tuner.executors.base import Event, Executor, Progress
-from tuner.jobs import Places, job_of
+from tuner.jobs import Places, half_batch, job_of
 from tuner.lease import renew_lease, take_lease
 from tuner.progress import Reporter
 from tuner.records import Evaluation, LrCurve, Outcome, Study, StudyState, Trial
@@ -224,7 +223,7 @@ class Coordinator:
             self._say(f"trial {trial.number}: {cause}; starting it again")
             changes: dict[str, Any] = {}
         elif kind == "out_of_memory" and (trial.micro_batch or trial.configuration.batch_size) > 1:
-            half = math.ceil((trial.micro_batch or trial.configuration.batch_size) / 2)
+            half = half_batch(trial)
             self._say(f"trial {trial.number}: out of memory; again in parts of {half} examples")
             self._fits[trial.arm] = half
             changes = {"micro_batch": half}

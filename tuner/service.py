@@ -12,10 +12,10 @@ from typing import Any
 from tuner.answer import compare_study
 from tuner.compare.verdicts import Comparison, comparison_json
 from tuner.errors import NoCompletedTrialError, UsageError
-from tuner.executors.base import Finished, Slot
+from tuner.executors.base import Slot
 from tuner.executors.devices import leased, plan_slots
 from tuner.executors.local import LocalExecutor
-from tuner.jobs import Places, check_task, job_of
+from tuner.jobs import Places, check_task, job_of, run_job
 from tuner.paths import Home
 from tuner.progress import Reporter
 from tuner.provenance import collect
@@ -61,7 +61,7 @@ class Result:
 @contextmanager
 def _executor(slots: int | None, home: Home, study: str) -> Iterator[LocalExecutor]:
     with ExitStack() as stack:
-        free = stack.enter_context(leased(plan_slots(slots), home.leases))
+        free = stack.enter_context(leased(plan_slots(slots), home.devices))
         yield stack.enter_context(LocalExecutor(free, home.logs / study))
 
 
@@ -223,11 +223,7 @@ def rerun(name: str, number: int, env: Environment) -> tuple[Trial, list[Evaluat
     trial = env.store.get_trial(name, number)
     job = job_of(spec, trial, env.places(name)).model_copy(update={"checkpoint": None})
     with _executor(spec.run.slots, env.home, name) as executor:
-        executor.submit(job)
-        while True:
-            for event in executor.poll(0.5):
-                if isinstance(event, Finished):
-                    return trial, env.store.evaluations(name, number), event.outcome
+        return trial, env.store.evaluations(name, number), run_job(executor, job)
 
 
 @dataclass(frozen=True)

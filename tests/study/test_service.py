@@ -57,7 +57,6 @@ def same(trial: Trial) -> tuple[Any, ...]:
     return (trial.number, trial.arm, trial.stage, trial.seed, trial.state, trial.point, trial.value)
 
 
-
 def test_a_study_from_start_to_answer(env: Environment, capfd: pytest.CaptureFixture[str]) -> None:
     spec = study_spec(run={"slots": 2})
     result = service.start(spec, env)
@@ -67,7 +66,7 @@ def test_a_study_from_start_to_answer(env: Environment, capfd: pytest.CaptureFix
     trials = env.store.trials("small")
     assert [t.number for t in trials] == list(range(len(trials)))
     assert all(t.state in ("completed", "pruned", "diverged") for t in trials)
-    ran = [t for t in trials if t.stage == "decide"][0]
+    ran = next(t for t in trials if t.stage == "decide")
     assert ran.provenance["code"].keys() == {"commit", "dirty"}
     assert "torch" in ran.provenance["packages"]
     assert ran.provenance["task"] == "tiny:build"
@@ -154,8 +153,8 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(env: Environment)
             for p in psutil.Process().children(recursive=True)
             if "tuner.executors.worker" in " ".join(p.cmdline())
         ]
-        ready = [t for t in env.store.trials("small") if t.state == "completed"]
-        if not killed and children and ready:
+        states = Counter(t.state for t in env.store.trials("small"))
+        if not killed and children and states["completed"] and states["running"]:
             os.kill(children[0].pid, signal.SIGKILL)
             killed.append(children[0].pid)
         return False
@@ -169,7 +168,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(env: Environment)
 def test_a_trial_that_always_kills_its_worker_fails_alone(env: Environment) -> None:
     data = {**QUICK, "run": {"slots": 1, "retries": 1}}
     with pytest.raises(NoCompletedTrialError):
-        service.start(study_spec(**data, study={"task": "faulty:segfault"}), env)
+        service.start(study_spec(**data, study={"task": "faulty:late_segfault"}), env)
     failed = env.store.trials("small")
     assert all(t.failure.kind == "killed" and t.attempts == 2 for t in failed)
     assert "SIGSEGV" in failed[0].failure.message
@@ -240,7 +239,9 @@ def test_a_dead_coordinator_of_this_host_is_succeeded_at_once(env: Environment) 
     done.wait()
     now = datetime.now(UTC)
     host = env.store.trials("small")[0].host
-    dead = Lease(study="small", owner="x", host=host, pid=done.pid, expires_at=now.replace(year=2100))
+    dead = Lease(
+        study="small", owner="x", host=host, pid=done.pid, expires_at=now.replace(year=2100)
+    )
     assert env.store.acquire_lease(dead, now) is None
     take_lease(env.store, "small")
     assert env.store.get_lease("small").pid == os.getpid()
@@ -256,7 +257,11 @@ def project(tmp_path: Path) -> Path:
     for arm in (ADAMW, SGD):
         args = arm.get("optimizer_args", {})
         inline = ", ".join(f"{k} = {v}" for k, v in args.items())
-        lines += ["[[arms]]", f'optimizer = "{arm["optimizer"]}"', f'schedule = "{arm["schedule"]}"']
+        lines += [
+            "[[arms]]",
+            f'optimizer = "{arm["optimizer"]}"',
+            f'schedule = "{arm["schedule"]}"',
+        ]
         lines += [f"optimizer_args = {{ {inline} }}"]
     (tmp_path / "small.toml").write_text("\n".join(lines))
     return tmp_path

@@ -116,7 +116,7 @@ def test_overrides_are_toml_or_bare_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("assignment", ["foo", "a.b.c=1", "lr=3", "arms.lr=1"])
 def test_a_bad_override_says_what_is_allowed(assignment: str) -> None:
-    with pytest.raises(UsageError, match="allowed: section.key=value"):
+    with pytest.raises(UsageError, match=r"allowed: section\.key=value"):
         override({}, assignment)
 
 

@@ -97,6 +97,11 @@ def segfault() -> Task:
     return at_step(3, lambda loss: os.kill(os.getpid(), signal.SIGSEGV) or loss)
 
 
+def late_segfault() -> Task:
+    """After the few steps of a check."""
+    return at_step(6, lambda loss: os.kill(os.getpid(), signal.SIGSEGV) or loss)
+
+
 def sleepy() -> Task:
     """Long enough to be interrupted, and quick to notice it."""
     return at_step(1, lambda loss: time.sleep(0.01) or loss)

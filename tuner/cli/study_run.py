@@ -166,7 +166,7 @@ def _dry_run(context: Context, spec: StudySpec, as_json: bool) -> int:
     from tuner.space import arm_space
 
     found = service.dry_run(spec, context.home, (str(Path.cwd()),))
-    arms = [
+    arms: list[dict[str, Any]] = [
         {
             "name": arm.name,
             "optimizer": arm.optimizer,
