@@ -59,7 +59,8 @@ class Hyper:
     says when a search may afford it: 1 always, 2 with a medium budget, 3 with a large one, 0
     never. ``source`` is where the range comes from. Valid values satisfy ``at_least <= value <=
     at_most`` and ``above < value < below``, and are whole numbers if ``integer``. ``optional``
-    leaves the value to the rule when it is None, which a rule sees as NaN.
+    leaves the value to the rule when it is None, which a rule sees as NaN; ``unlimited`` takes
+    infinity too.
     """
 
     default: float
@@ -76,6 +77,7 @@ class Hyper:
     below: float = inf
     integer: bool = False
     optional: bool = False
+    unlimited: bool = False
 
     @property
     def allowed(self) -> str:
@@ -94,7 +96,7 @@ class Hyper:
         """Raise ValueError, or TypeError for what is no number, unless the value is valid."""
         if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
             raise TypeError(f"{owner}: {name}={value!r} is not a number; allowed: {self.allowed}")
-        if self.optional and value != value:
+        if (self.optional and value != value) or (self.unlimited and value == inf):
             return
         whole = isinstance(value, int) or not self.integer
         inside = self.at_least <= value <= self.at_most and self.above < value < self.below
