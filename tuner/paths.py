@@ -54,6 +54,6 @@ class Home:
         return self.root / "reports"
 
     @property
-    def devices(self) -> Path:
+    def leases(self) -> Path:
         """Lock files of the GPUs that are in use on this machine."""
-        return self.root / "devices"
+        return self.root / "leases"
