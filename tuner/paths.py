@@ -54,6 +54,6 @@ class Home:
         return self.root / "reports"
 
     @property
-    def leases(self) -> Path:
+    def devices(self) -> Path:
         """Lock files of the GPUs that are in use on this machine."""
-        return self.root / "leases"
+        return self.root / "devices"

@@ -110,7 +110,7 @@ def _run(context: Context, request: Request) -> list[Result]:
     from tuner.range_tests import in_order, run
 
     slots = plan_slots()[: len(request.optimizers)]
-    with leased(slots, context.home.leases) as free:
+    with leased(slots, context.home.devices) as free:
         executor = LocalExecutor(free, log_dir=context.home.logs)
         try:
             results = []
