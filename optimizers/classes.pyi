@@ -7,16 +7,20 @@ from optimizers.schedules import Schedule
 
 CLASSES: dict[str, type[Optimizer]]
 
-__all__ = [
+__all__ = [  # noqa: RUF022  the registry's order
     "SGD",
     "Adagrad",
     "RMSprop",
     "Adam",
     "AdamW",
+    "NAdam",
+    "NAdamW",
+    "AMSGrad",
     "Lion",
     "SophiaG",
     "SGDScheduleFree",
     "AdamWScheduleFree",
+    "Prodigy",
 ]
 
 class SGD(Optimizer):
@@ -38,6 +42,7 @@ class SGD(Optimizer):
         schedule: Schedule | None = None,
         total_steps: int | None = None,
         skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
         engine: str = "auto",
     ) -> None: ...
 
@@ -60,6 +65,7 @@ class Adagrad(Optimizer):
         schedule: Schedule | None = None,
         total_steps: int | None = None,
         skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
         engine: str = "auto",
     ) -> None: ...
 
@@ -83,6 +89,7 @@ class RMSprop(Optimizer):
         schedule: Schedule | None = None,
         total_steps: int | None = None,
         skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
         engine: str = "auto",
     ) -> None: ...
 
@@ -104,6 +111,7 @@ class Adam(Optimizer):
         schedule: Schedule | None = None,
         total_steps: int | None = None,
         skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
         engine: str = "auto",
     ) -> None: ...
 
@@ -125,6 +133,76 @@ class AdamW(Optimizer):
         schedule: Schedule | None = None,
         total_steps: int | None = None,
         skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
+        engine: str = "auto",
+    ) -> None: ...
+
+class NAdam(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 0.004,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
+        engine: str = "auto",
+    ) -> None: ...
+
+class NAdamW(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.01,
+        momentum_decay: float = 0.004,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
+        engine: str = "auto",
+    ) -> None: ...
+
+class AMSGrad(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        variant: str = "torch",
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
         engine: str = "auto",
     ) -> None: ...
 
@@ -145,6 +223,7 @@ class Lion(Optimizer):
         schedule: Schedule | None = None,
         total_steps: int | None = None,
         skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
         engine: str = "auto",
     ) -> None: ...
 
@@ -168,6 +247,7 @@ class SophiaG(Optimizer):
         schedule: Schedule | None = None,
         total_steps: int | None = None,
         skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
         engine: str = "auto",
     ) -> None: ...
 
@@ -191,6 +271,7 @@ class SGDScheduleFree(Optimizer):
         schedule: Schedule | None = None,
         total_steps: int | None = None,
         skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
         engine: str = "auto",
     ) -> None: ...
 
@@ -215,5 +296,33 @@ class AdamWScheduleFree(Optimizer):
         schedule: Schedule | None = None,
         total_steps: int | None = None,
         skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
+        engine: str = "auto",
+    ) -> None: ...
+
+class Prodigy(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        d0: float = 1e-06,
+        d_coef: float = 1.0,
+        growth_rate: float = float("inf"),
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
         engine: str = "auto",
     ) -> None: ...

@@ -11,6 +11,8 @@ FAMILIES = (
     "adagrad",
     "rmsprop",
     "adam",
+    "nadam",
+    "amsgrad",
     "lion",
     "sophia",
     "schedulefree",

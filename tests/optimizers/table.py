@@ -12,7 +12,18 @@ import torch
 
 from optimizers import schedules
 from tests.reference import Formula
-from tests.references import adagrad, adam, lion, prodigy, rmsprop, schedulefree, sgd, sophia
+from tests.references import (
+    adagrad,
+    adam,
+    amsgrad,
+    lion,
+    nadam,
+    prodigy,
+    rmsprop,
+    schedulefree,
+    sgd,
+    sophia,
+)
 
 SHAPES = ((), (7,), (5, 3), (4, 3, 2, 2))
 STEPS = 50
@@ -22,9 +33,9 @@ STEPS = 50
 class Row:
     """``settings`` are flat hyperparameters; ``torch_class`` is torch's optimizer for the rule.
 
-    ``torch_fixed`` are arguments only torch has; ``reference_error`` and ``torch_error`` are the
-    largest relative errors allowed, wider than the standard ones only with a reason next to the
-    row.
+    ``torch_fixed`` are arguments that make torch's the same rule; settings that name one of
+    ``only_ours`` have no peer there. ``reference_error`` and ``torch_error`` are the largest relative errors allowed,
+    wider than the standard ones only with a reason next to the row.
     """
 
     rule: str
@@ -32,6 +43,7 @@ class Row:
     settings: tuple[Mapping[str, Any], ...]
     torch_class: Callable[..., torch.optim.Optimizer] | None = None
     torch_fixed: Mapping[str, Any] = field(default_factory=dict)
+    only_ours: tuple[str, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     reference_error: float = 1e-10
     torch_error: float = 1e-12
@@ -43,6 +55,12 @@ ADAM_SETTINGS = (
     {"lr": 0.02, "beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3},
     {"lr": 0.02, "beta1": 0.0},
 )
+NADAM_SETTINGS = (
+    *ADAM_SETTINGS,
+    {"lr": 0.1, "weight_decay": 0.1, "momentum_decay": 0.1},
+    {"lr": 0.1, "beta1": 0.99, "momentum_decay": 0.0},
+)
+AMSGRAD_RULES = ("torch", "paper", "optax")
 
 ROWS = (
     Row(
@@ -81,6 +99,32 @@ ROWS = (
     ),
     Row("adam", adam.adam, ADAM_SETTINGS, torch.optim.Adam),
     Row("adamw", adam.adamw, ADAM_SETTINGS, torch.optim.AdamW),
+    Row(
+        "nadam",
+        nadam.nadam,
+        NADAM_SETTINGS,
+        torch.optim.NAdam,
+        torch_error=1e-7,  # torch keeps the product of its momenta in float32
+    ),
+    Row(
+        "nadamw",
+        nadam.nadamw,
+        NADAM_SETTINGS,
+        torch.optim.NAdam,
+        {"decoupled_weight_decay": True, "weight_decay": 1e-2},
+        torch_error=1e-7,  # as nadam
+    ),
+    Row(
+        "amsgrad",
+        amsgrad.amsgrad,
+        (
+            *ADAM_SETTINGS,
+            *({"lr": 0.1, "beta2": 0.9, "weight_decay": 0.1, "variant": v} for v in AMSGRAD_RULES),
+        ),
+        torch.optim.Adam,
+        {"amsgrad": True},
+        only_ours=("variant",),
+    ),
     Row(
         "lion",
         lion.lion,
