@@ -226,10 +226,13 @@ def test_the_study_database_keeps_the_contract(stack: Stack) -> None:
     assert check(stack.storage_url).ok
 
 
-def test_a_study_is_kept_and_shown(stack: Stack, tmp_path: Path) -> None:
+def test_a_study_is_kept_and_shown(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", SECRETS["TUNER_DB_PASSWORD"])
     ping(stack.mlflow_uri)
     study = make_study("team", created_at=datetime.now().astimezone())
-    store = open_store(stack.storage_url)
+    store = open_store(stack.postgres.url("tuner", "tuner"))  # the password is not in the URL
     store.create_study(study)
     sink = MlflowSink(stack.mlflow_uri)
     sink.study_started(study)

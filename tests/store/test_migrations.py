@@ -49,6 +49,12 @@ def test_migrations_make_what_the_models_say(url: str) -> None:
     assert upgrade(url) == report
 
 
+def test_a_check_makes_no_file(tmp_path: Path) -> None:
+    report = check(f"sqlite:///{tmp_path}/sub/tuner.db")
+    assert (report.revision, report.ok) == (None, False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_drift_is_found(url: str) -> None:
     upgrade(url)
     execute(url, "ALTER TABLE tuner_study ADD COLUMN mood TEXT", "DROP TABLE tuner_lr_curve")

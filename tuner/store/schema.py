@@ -12,7 +12,7 @@ from sqlalchemy import Connection, column, func, inspect, select, table
 
 from tuner.errors import BackendError
 from tuner.records import Record
-from tuner.store.engine import RETRY_SECONDS, Database
+from tuner.store.engine import RETRY_SECONDS, Database, location, parse_url
 from tuner.store.models import PREFIX, REVISION, VERSION_TABLE, Base
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ def upgrade(url: str, retry_seconds: float = RETRY_SECONDS) -> SchemaReport:
 
 def check(url: str, retry_seconds: float = RETRY_SECONDS) -> SchemaReport:
     """Compare the database with this version, changing nothing; raises `BackendError`."""
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
+        return SchemaReport(location=location(parsed), revision=None, head=REVISION, drift=[])
     database = Database(url, retry_seconds)
     try:
         return _report(database)
