@@ -1,0 +1,211 @@
+"""`tuner study` and `tuner trial`: what they print and how they end."""
+
+import csv
+import io
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Result, Tuner
+from tests.jobs import TASKS
+
+STUDY = """
+[study]
+task = "tiny:build"
+metric = "acc"
+direction = "maximize"
+preset = "quick"
+
+[budget]
+max_steps = 12
+evaluations = 3
+trials_per_arm = 3
+confirm_top = 1
+confirm_seeds = 2
+decide_seeds = 2
+lr_range_steps = 40
+
+[[arms]]
+optimizer = "adamw"
+
+[[arms]]
+optimizer = "sgd"
+schedule = "cosine"
+"""
+LOCAL = ("--mlflow-uri", "none")
+ARM = ["name", "optimizer", "schedule", "params", "seeds", "scores", "mean", "ci_low", "ci_high"]
+TRIAL = [
+    *("number", "arm", "stage", "seed", "state", "params", "value", "device", "attempts"),
+    *("started_at", "finished_at", "failure"),
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that holds one finished study, made by a real process without a terminal."""
+    folder = tmp_path_factory.mktemp("study")
+    prepare(folder)
+    tuner = str(Path(sys.executable).parent / "tuner")
+    done = subprocess.run(
+        [tuner, *LOCAL, "study", "start", "small.toml", "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["study"] == "small"
+    return folder / ".tuner"
+
+
+def prepare(folder: Path) -> None:
+    """The study file and its task."""
+    (folder / "small.toml").write_text(STUDY)
+    shutil.copy(TASKS / "tiny.py", folder)
+
+
+@pytest.fixture
+def ask(tuner: Tuner, home: Path) -> Tuner:
+    """Run a command on that home."""
+
+    def call(*arguments: str) -> Result:
+        return tuner("--home", str(home), *LOCAL, *arguments)
+
+    return call
+
+
+def test_list(ask: Tuner) -> None:
+    [study] = ask("study", "list", "--json").json
+    assert (study["name"], study["state"], study["task"]) == ("small", "completed", "tiny:build")
+    assert "small" in ask("study", "list").out
+
+
+def test_show(ask: Tuner) -> None:
+    study = ask("study", "show", "small", "--json").json
+    assert study["spec"]["budget"]["max_steps"] == 12
+    assert {stage["stage"] for stage in study["stages"]} >= {"defaults", "explore", "confirm"}
+    shown = ask("study", "show", "small")
+    assert shown.code == 0
+    assert "sgd-cosine" in shown.out
+
+
+def test_compare(ask: Tuner) -> None:
+    comparison = ask("study", "compare", "small", "--json").json
+    assert (comparison["study"], comparison["metric"]) == ("small", "acc")
+    assert comparison["direction"] == "maximize"
+    for arm in comparison["arms"]:
+        assert {*ARM, "p_best", "verdict"} <= arm.keys()
+        assert len(arm["scores"]) == len(arm["seeds"]) >= 2
+    text = ask("study", "compare", "small").out
+    assert comparison["answer"].split()[0] in text
+
+
+def test_trials(ask: Tuner) -> None:
+    trials = ask("trial", "list", "small", "--json").json
+    assert all(list(trial) == TRIAL for trial in trials)
+    assert [trial["number"] for trial in trials] == sorted(trial["number"] for trial in trials)
+    explored = ask(
+        "trial", "list", "small", "--stage", "explore", "--arm", "adamw-constant", "--json"
+    )
+    assert len(explored.json) == 3
+    lines = ask("trial", "list", "small").out.splitlines()
+    assert len(lines) == 1 + len(trials)
+
+
+def test_one_trial(ask: Tuner) -> None:
+    trial = ask("trial", "show", "small", "0", "--json").json
+    assert trial["stage"] == "defaults"
+    assert [evaluation["step"] for evaluation in trial["evaluations"]] == [4, 8, 12]
+    assert len(trial["lrs"]) == 12
+    assert {"code", "packages", "host", "task"} <= trial["provenance"].keys()
+    assert "adamw" in ask("trial", "show", "small", "0").out
+
+
+def test_export(ask: Tuner) -> None:
+    exported = ask("study", "export", "small").out
+    rows = list(csv.DictReader(io.StringIO(exported)))
+    assert len(rows) == len(ask("trial", "list", "small", "--json").json)
+    assert ask("study", "export", "small", "--format", "json").json
+
+
+def test_report(ask: Tuner, tmp_path: Path) -> None:
+    assert ask("study", "report", "small", "-o", "out.html").code == 0
+    assert "sgd-cosine" in (tmp_path / "out.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["study", name, "smal"] for name in ("show", "compare", "report", "export", "resume")),
+        *(["study", "stop", "smal"], ["study", "delete", "smal", "--yes"]),
+        *(
+            ["trial", "list", "smal"],
+            ["trial", "show", "smal", "0"],
+            ["trial", "rerun", "smal", "0"],
+        ),
+    ],
+    ids=" ".join,
+)
+def test_an_unknown_study_is_answered_with_a_near_miss(ask: Tuner, command: list[str]) -> None:
+    result = ask(*command)
+    assert (result.code, result.out) == (2, "")
+    assert "did you mean small?" in result.err
+
+
+def test_an_unknown_trial(ask: Tuner) -> None:
+    result = ask("trial", "show", "small", "999")
+    assert (result.code, result.out) == (2, "")
+    assert "999" in result.err
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("study.metrik=acc", "metrik"),
+        ("budget.max_steps=none", "budget.max_steps"),
+        ("search.lr=[1, 0.1]", "search.lr"),
+        ("study.task=tiny", "study.task"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_a_bad_study_creates_nothing(
+    tuner: Tuner, tmp_path: Path, override: str, says: str
+) -> None:
+    prepare(tmp_path)
+    result = tuner("study", "start", "small.toml", "-S", override)
+    assert (result.code, result.out) == (2, "")
+    assert says in result.err
+    assert not (tmp_path / ".tuner").exists()
+
+
+def test_a_dry_run_creates_nothing(tuner: Tuner, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    plan = tuner("study", "start", "small.toml", "--dry-run", "--json")
+    assert plan.code == 0, plan.err
+    assert [arm["name"] for arm in plan.json["arms"]] == ["adamw-constant", "sgd-cosine"]
+    assert plan.json["total_trials"] == sum(plan.json["trials"].values())
+    assert not (tmp_path / ".tuner" / "tuner.db").exists()
+
+
+def test_a_name_that_is_taken_and_its_replacement(ask: Tuner, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    prepare(tmp_path)
+    taken = ask("--home", "copy", "study", "start", "small.toml")
+    assert (taken.code, taken.out) == (2, "")
+    assert "small" in taken.err
+    replaced = ask("--home", "copy", "study", "start", "small.toml", "--replace", "--json")
+    assert replaced.code == 0, replaced.err
+    assert replaced.json["study"] == "small"
+
+
+def test_delete_asks_first(ask: Tuner, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    assert ask("--home", "copy", "study", "delete", "small").code == 1
+    assert ask("--home", "copy", "study", "delete", "small", "--yes").code == 0
+    assert ask("--home", "copy", "study", "list", "--json").json == []
+    with sqlite3.connect(tmp_path / "copy" / "tuner.db") as database:
+        assert database.execute("SELECT count(*) FROM tuner_trial").fetchone() == (0,)
