@@ -13,22 +13,31 @@ import torch
 from torch import Tensor
 
 from optimizers.core import Rule, State, Values
-from optimizers.engines import as_real, compute_dtype
+from optimizers.precision import HALF, as_real, compute_dtype
 
 Group = dict[str, Any]
 
+# What the shell keeps in a parameter's state beside the rule's own tensors.
+COMPENSATION = "compensation"  # what a half precision parameter could not hold
+TRAIN_POINT = "train_point"  # the parameter while it is at its evaluation point
+OWN = ("step", COMPENSATION, TRAIN_POINT)
+DECOUPLED = "decoupled_weight_decay"  # how torch's groups say where the weight decay goes
 
-def allocate(rule: Rule, param: Tensor, state: State, hyper: Values) -> None:
+
+def allocate(rule: Rule, param: Tensor, state: State, hyper: Values, low_precision: str) -> None:
     """Fill in the state of a parameter, unless it holds already what the rule wants.
 
     A hyperparameter that leaves zero may ask for more than there was (momentum); the state then
     begins anew.
     """
     real = as_real(param.detach())
+    if low_precision == "kahan" and real.dtype in HALF and COMPENSATION not in state:
+        state[COMPENSATION] = torch.zeros_like(param, requires_grad=False)
     fresh = rule.state(real.to(compute_dtype(real.dtype)), hyper)
-    if state and fresh.keys() <= state.keys():
+    if "step" in state and fresh.keys() <= state.keys():
         return
-    state.clear()
+    for key in state.keys() - {COMPENSATION}:
+        del state[key]
     state["step"] = torch.tensor(0.0, dtype=torch.float32)
     for key, value in fresh.items():
         is_pair = param.is_complex() and value.shape == real.shape
@@ -37,7 +46,12 @@ def allocate(rule: Rule, param: Tensor, state: State, hyper: Values) -> None:
 
 def rule_state(state: State) -> State:
     """The tensors that the rule itself asked for, real."""
-    return {key: as_real(value) for key, value in state.items() if key != "step"}
+    return {key: as_real(value) for key, value in state.items() if key not in OWN}
+
+
+def compensation(state: State) -> Tensor | None:
+    """What the parameter could not hold, real, if that is kept."""
+    return as_real(state[COMPENSATION]) if COMPENSATION in state else None
 
 
 def saved_states(
@@ -54,7 +68,7 @@ def saved_states(
 def restore(param: Tensor, saved: Mapping[str, Any]) -> State:
     """A parameter's state from a checkpoint, in the precision of the arithmetic; shares nothing."""
     state = {
-        key: restore_tensor(param, value)
+        key: restore_tensor(param, value, exact=key in (COMPENSATION, TRAIN_POINT))
         for key, value in saved.items()
         if isinstance(value, Tensor) and key != "step"
     }
@@ -64,17 +78,35 @@ def restore(param: Tensor, saved: Mapping[str, Any]) -> State:
     return state
 
 
-def restore_tensor(param: Tensor, value: Tensor) -> Tensor:
-    """A copy on the parameter's device, with the parameter's strides if it has its shape."""
-    half = param.dtype != compute_dtype(param.dtype)
-    dtype = torch.float32 if half and value.is_floating_point() else value.dtype
+def restore_tensor(param: Tensor, value: Tensor, *, exact: bool) -> Tensor:
+    """A copy on the parameter's device, with the parameter's strides if it has its shape.
+
+    Half precision is widened to that of the arithmetic unless ``exact``.
+    """
+    dtype = value.dtype if exact else compute_dtype(value.dtype)
     if value.shape != param.shape:
         return value.to(param.device, dtype, copy=True)
     return torch.empty_like(param, dtype=dtype, requires_grad=False).copy_(value)
 
 
+def for_torch(group: Group, rule: Rule) -> Group:
+    """What torch's optimizer for the same rule looks for in a group, and ours says otherwise."""
+    return {**rule.torch_group, DECOUPLED: group["weight_decay_mode"] == "decoupled"}
+
+
 def complete(group: Group, rule: Rule, defaults: Mapping[str, Any], steps: float) -> None:
-    """Give a loaded group what its checkpoint lacks; ``steps`` is how far the run has come."""
+    """Give a loaded group what its checkpoint lacks; ``steps`` is how far the run has come.
+
+    Raises ValueError when the checkpoint is one of torch's for another rule.
+    """
+    for key, value in rule.torch_group.items():
+        if group.get(key, value) != value:
+            raise ValueError(
+                f"{rule.class_name}: the checkpoint has {key}={group[key]!r}; allowed: {value!r}"
+            )
+    decoupled = group.pop(DECOUPLED, None)
+    if decoupled is not None:
+        group.setdefault("weight_decay_mode", "decoupled" if decoupled else "l2")
     own = {name: defaults.get(name, value) for name, value in rule.arguments.items()}
     shell = {key: value for key, value in defaults.items() if key not in rule.arguments}
     for key, value in {**shell, **own, "schedule_step": int(steps)}.items():

@@ -59,8 +59,8 @@ class Hyper:
     says when a search may afford it: 1 always, 2 with a medium budget, 3 with a large one, 0
     never. ``source`` is where the range comes from. Valid values satisfy ``at_least <= value <=
     at_most`` and ``above < value < below``, and are whole numbers if ``integer``. ``optional``
-    leaves the value to the rule when it is None, which a rule sees as NaN; ``unlimited`` takes
-    infinity too.
+    leaves the value to the rule when it is None, which a rule sees as NaN; ``unlimited`` allows
+    infinity.
     """
 
     default: float
@@ -172,8 +172,11 @@ class Rule:
     ``hypers`` and then ``options`` are in constructor order; ``packs`` joins scalars into one
     argument, as torch does (``{"betas": ("beta1", "beta2")}``). ``batch_scaling`` says how the
     learning rate follows the batch size. ``check(values)`` returns what is wrong with a
-    combination of values, or None. ``equations`` is the rule in math, in the code's own names;
-    ``when`` says when to choose it.
+    combination of values, or None. ``torch_group`` is what the param groups of torch's optimizer
+    for this rule say and ours do not: it goes into checkpoints, and a checkpoint that says
+    otherwise is one of another rule. ``sparse`` is None for rules that refuse sparse gradients; for
+    the others it says whether rows without a gradient stay as they are. ``equations`` is the rule
+    in math, in the code's own names; ``when`` says when to choose it.
     """
 
     name: str
@@ -191,8 +194,9 @@ class Rule:
     options: Mapping[str, Option] = field(default_factory=dict)
     packs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: Callable[[Values], str | None] = no_conflict
-    sparse: bool = False
+    sparse: Callable[[Values], bool] | None = None
     still_first: bool = False
+    torch_group: Mapping[str, Any] = field(default_factory=dict)
     model: ModelHook | None = None
     points: Points | None = None
     observe: Callable[[Tensor, Tensor, State, Values, Scalar], State] | None = None

@@ -15,9 +15,24 @@ import torch
 from torch import Tensor
 
 from optimizers.core import DecayMode, Rule, Scalar, State, Values, add_scaled, advance
+from optimizers.precision import compute_dtype, narrow, noise_source, widen
 
 CHUNK = 2**17  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
-HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A parameter, or a part of one, with what belongs to it; ``scale`` multiplies the gradient.
+
+    ``t`` is how many updates the state will have absorbed after this one.
+    """
+
+    param: Tensor
+    grad: Tensor
+    state: State
+    compensation: Tensor | None
+    t: float
+    scale: Scalar
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,9 @@ class Batch:
     """The parameters of one group that have a gradient, and all that their step needs.
 
     ``scales`` multiply the gradients (clipping), ``bound`` limits each entry; ``steps`` are the
-    updates each state will have absorbed after this one. Parameters and gradients are real.
+    updates each state will have absorbed after this one. ``compensations`` hold what half
+    precision parameters could not, ``stochastic`` rounds them at random. Parameters and gradients
+    are real; a gradient that is still sparse has its rows updated alone.
     """
 
     rule: Rule
@@ -34,41 +51,44 @@ class Batch:
     params: list[Tensor]
     grads: list[Tensor]
     states: list[State] = field(default_factory=list)
+    compensations: list[Tensor | None] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
     scales: list[Scalar] = field(default_factory=list)
     bound: float | None = None
     maximize: bool = False
+    stochastic: bool = False
+
+    def pieces(self) -> Iterator[Piece]:
+        """The parameters one by one."""
+        columns = (
+            self.params, self.grads, self.states, self.compensations, self.steps, self.scales
+        )  # fmt: skip
+        return (Piece(*row) for row in zip(*columns, strict=True))
 
 
 Engine = Callable[[Batch], None]
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision of the arithmetic and of the state: float32 for half precision parameters."""
-    return torch.float32 if dtype in HALF else dtype
+def usable(grad: Tensor, rule: Rule, mode: DecayMode, hyper: Values, whole: bool) -> Tensor:
+    """A gradient as engines take it: dense, or sparse where all other rows stay as they are.
 
-
-def as_real(tensor: Tensor) -> Tensor:
-    """Complex entries as pairs of reals, by a view; real tensors as they are."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def as_dense(rule: Rule, grad: Tensor) -> Tensor:
-    """A sparse gradient made dense; raises TypeError for rules without a sparse form."""
-    if not grad.is_sparse:
+    ``whole`` asks for a dense one in any case. Raises TypeError for rules without a sparse form.
+    """
+    if grad.layout == torch.strided:
         return grad
-    if not rule.sparse:
-        raise TypeError(f"{rule.class_name} does not support sparse gradients")
-    return grad.to_dense()
+    if rule.sparse is None or not grad.is_sparse:
+        raise TypeError(f"{rule.class_name} does not support gradients of layout {grad.layout}")
+    rows_alone = mode == "none" and rule.sparse(hyper) and not grad.is_complex()
+    return grad.coalesce() if rows_alone and not whole else grad.to_dense()
 
 
-def prepare(grad: Tensor, batch: Batch, scale: Scalar, dtype: torch.dtype) -> Tensor:
+def prepare(batch: Batch, piece: Piece) -> Tensor:
     """The gradient that the rule sees: widened, clipped, and turned for maximisation."""
-    grad = grad.to(dtype)
+    grad = piece.grad.to(compute_dtype(piece.param.dtype))
     if batch.bound is not None:
         grad = grad.clamp(-batch.bound, batch.bound)
-    if isinstance(scale, Tensor) or scale != 1.0:
-        grad = grad * scale
+    if isinstance(piece.scale, Tensor) or piece.scale != 1.0:
+        grad = grad * piece.scale
     return -grad if batch.maximize else grad
 
 
@@ -82,43 +102,62 @@ def flat(tensors: list[Tensor]) -> list[Tensor] | None:
     return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
 
 
-def chunks(
-    rule: Rule, param: Tensor, grad: Tensor, state: State, scale: Scalar
-) -> Iterator[tuple[Tensor, Tensor, State]]:
-    """Views of one parameter, its gradient and state, in pieces where the rule allows it."""
-    arrays = {key: value for key, value in state.items() if value.shape == param.shape}
+def chunks(rule: Rule, piece: Piece) -> Iterator[Piece]:
+    """Views of one parameter and what belongs to it, in pieces where the rule allows it."""
+    param = piece.param
+    arrays = {key: value for key, value in piece.state.items() if value.shape == param.shape}
+    extra = [] if piece.compensation is None else [piece.compensation]
     views = None
-    if rule.scope == "element" and param.numel() > CHUNK and not isinstance(scale, Tensor):
-        views = flat([param, grad, *arrays.values()])
+    if rule.scope == "element" and param.numel() > CHUNK and not isinstance(piece.scale, Tensor):
+        views = flat([param, piece.grad, *extra, *arrays.values()])
     if views is None:
-        yield param, grad, state
+        yield piece
         return
-    for parts in zip(*(torch.split(view, CHUNK) for view in views), strict=True):
-        yield parts[0], parts[1], {**state, **dict(zip(arrays, parts[2:], strict=True))}
+    for part, grad, *rest in zip(*(torch.split(view, CHUNK) for view in views), strict=True):
+        state = {**piece.state, **dict(zip(arrays, rest[len(extra) :], strict=True))}
+        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
+
+
+def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
+    """Step one parameter, chunk by chunk."""
+    scalars: State = {}
+    for part in chunks(batch.rule, piece):
+        param = widen(part.param, part.compensation)
+        grad = prepare(batch, part)
+        new, state = advance(batch.rule, batch.mode, grad, param, part.state, batch.hyper, part.t)
+        narrow(part.param, new, part.compensation, noise)
+        for key, value in state.items():
+            if value.shape == part.param.shape:
+                part.state[key].copy_(value)
+            else:  # all chunks have to see the old one
+                scalars[key] = value
+    store(piece.state, scalars)
+
+
+def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
+    """Step the rows that a sparse gradient names, with memory for them alone."""
+    index = tuple(piece.grad.indices())
+    arrays = {key: value for key, value in piece.state.items() if value.shape == piece.param.shape}
+    if piece.compensation is not None:
+        arrays["compensation"] = piece.compensation
+    rows = {key: value[index] for key, value in arrays.items()}
+    part = Piece(
+        piece.param[index], piece.grad.values(), {**piece.state, **rows},
+        rows.get("compensation"), piece.t, piece.scale,
+    )  # fmt: skip
+    part.state.pop("compensation", None)
+    step_dense(batch, part, noise)
+    piece.param[index] = part.param
+    for key, value in rows.items():
+        arrays[key][index] = value
 
 
 def eager(batch: Batch) -> None:
     """Run the rule tensor by tensor with ordinary torch operations."""
-    rule = batch.rule
-    rows = zip(
-        batch.params, batch.grads, batch.states, batch.steps, batch.scales, strict=True
-    )  # fmt: skip
-    for param, grad, state, t, scale in rows:
-        dtype = compute_dtype(param.dtype)
-        scalars: State = {}
-        for piece, piece_grad, piece_state in chunks(rule, param, grad, state, scale):
-            g = prepare(piece_grad, batch, scale, dtype)
-            new, new_state = advance(
-                rule, batch.mode, g, piece.to(dtype), piece_state, batch.hyper, t
-            )
-            piece.copy_(new)
-            for key, value in new_state.items():
-                if value.shape == piece.shape:
-                    piece_state[key].copy_(value)
-                else:
-                    scalars[key] = value
-        for key, value in scalars.items():
-            state[key].copy_(value)
+    for index, piece in enumerate(batch.pieces()):
+        half = batch.stochastic and piece.param.dtype != compute_dtype(piece.param.dtype)
+        noise = noise_source(piece.param.device, piece.t, index) if half else None
+        (step_rows if piece.grad.is_sparse else step_dense)(batch, piece, noise)
 
 
 def store(state: State, new: State) -> None:
@@ -141,14 +180,12 @@ def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, fl
     totals: dict[str, Tensor] = {}
     for batch in batches:
         vars(batch.hyper).update(before)
-        rows = zip(batch.params, batch.grads, batch.states, batch.steps, batch.scales, strict=True)
-        for param, grad, state, t, scale in rows:
-            dtype = compute_dtype(param.dtype)
-            g, p = prepare(grad, batch, scale, dtype), param.to(dtype)
+        for piece in batch.pieces():
+            grad, param = prepare(batch, piece), widen(piece.param, piece.compensation)
             if batch.mode == "l2":
-                g = add_scaled(g, p, batch.hyper.weight_decay)
-            sums, new_state = hook.partial(g, p, state, batch.hyper, t)
-            store(state, new_state)
+                grad = add_scaled(grad, param, batch.hyper.weight_decay)
+            sums, new_state = hook.partial(grad, param, piece.state, batch.hyper, piece.t)
+            store(piece.state, new_state)
             for key, value in sums.items():
                 totals[key] = totals[key] + value.to(totals[key].device) if key in totals else value
     newest = max(step for batch in batches for step in batch.steps)

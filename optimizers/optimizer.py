@@ -16,10 +16,11 @@ from typing import Any, ClassVar, cast
 import torch
 
 from optimizers import checkpoint, clipping, schedules
-from optimizers.core import Rule, Values
-from optimizers.engines import Batch, as_dense, as_real, get_engine, share
+from optimizers.core import DecayMode, Rule, Values
+from optimizers.engines import Batch, get_engine, share, usable
 from optimizers.groups import split_group
 from optimizers.points import move, observe
+from optimizers.precision import LOW_PRECISION, as_real
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
 from optimizers.scheduling import check_schedule, group_values
@@ -49,6 +50,8 @@ class Optimizer(torch.optim.Optimizer):
     clip_norm, clip_value, clip_per_layer, clip_agc: at most one; the gradients themselves never
     change. schedule, total_steps: multiplies the learning rate (`optimizers.schedules`).
     skip_nonfinite: skip the step when a gradient is not finite; counted in ``skipped_steps``.
+    low_precision: how bfloat16 and float16 parameters keep steps that are smaller than their
+    resolution: "kahan", "stochastic" or "none" (`optimizers.precision`).
     engine: how the rule runs (`optimizers.engines`).
 
     Raises ValueError for values out of bounds, TypeError for sparse gradients of rules that have
@@ -70,6 +73,12 @@ class Optimizer(torch.optim.Optimizer):
         self.skip_nonfinite: bool = given["skip_nonfinite"]
         self.engine: str = given["engine"]
         get_engine(self.engine)
+        self.low_precision: str = given["low_precision"]
+        if self.low_precision not in LOW_PRECISION:
+            raise ValueError(
+                f"{owner}: low_precision={self.low_precision!r} is not valid; allowed: "
+                f"{', '.join(LOW_PRECISION)}"
+            )
         self.skipped_steps = 0
         self.nonfinite_parameter: str | None = None
         self.last_grad_norm: float | None = None
@@ -197,14 +206,17 @@ class Optimizer(torch.optim.Optimizer):
         params = [param for param in group["params"] if param.grad is not None]
         hyper = self.hyper(group)
         rule = self.rule_of(group)
+        mode: DecayMode = "none" if hyper.weight_decay == 0 else group["weight_decay_mode"]
+        whole = self.clip.kind == "clip_agc"  # its norms are those of a whole row of the weight
         return Batch(
             rule=rule,
-            mode="none" if hyper.weight_decay == 0 else group["weight_decay_mode"],
+            mode=mode,
             hyper=hyper,
             params=params,
-            grads=[as_dense(rule, param.grad) for param in params],
+            grads=[usable(param.grad, rule, mode, hyper, whole) for param in params],
             bound=self.clip.value,
             maximize=group["maximize"],
+            stochastic=self.low_precision == "stochastic",
         )
 
     def _scale(self, batches: list[Batch]) -> bool:
@@ -284,7 +296,7 @@ class Optimizer(torch.optim.Optimizer):
             rule, hyper = self.rule_of(group), self.hyper(group)
             params = [p for p in group["params"] if p.grad is not None and rule.observe]
             for param in params:
-                checkpoint.allocate(rule, param, self.state[param], hyper)
+                checkpoint.allocate(rule, param, self.state[param], hyper, self.low_precision)
             observe(rule, hyper, params, self.state)
 
     # State ----------------------------------------------------------------------------------------
@@ -298,12 +310,20 @@ class Optimizer(torch.optim.Optimizer):
         for index, param in enumerate(batch.params):
             state = self.state[param]
             if not state or changed:
-                checkpoint.allocate(batch.rule, param, state, batch.hyper)
+                checkpoint.allocate(batch.rule, param, state, batch.hyper, self.low_precision)
             state["step"] += 1
             batch.steps.append(state["step"].item())
             batch.states.append(checkpoint.rule_state(state))
+            batch.compensations.append(checkpoint.compensation(state))
             batch.params[index] = as_real(param)
             batch.grads[index] = as_real(batch.grads[index])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The checkpoint, which torch's optimizer with the same rule can load, too."""
+        checkpoint_dict = super().state_dict()
+        for group, saved in zip(self.param_groups, checkpoint_dict["param_groups"], strict=True):
+            saved.update(checkpoint.for_torch(group, self.rule_of(group)))
+        return checkpoint_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of torch's optimizer with the same rule.

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from optimizers.checkpoint import TRAIN_POINT, compensation, rule_state
 from optimizers.core import Points, Rule, State, Values
-from optimizers.engines import as_real, compute_dtype, store
-
-TRAIN_POINT = "train_point"
+from optimizers.engines import store
+from optimizers.precision import as_real, widen
 
 
 def move(
@@ -34,8 +34,8 @@ def move(
             view.copy_(as_real(state.pop(TRAIN_POINT)))
             continue
         state[TRAIN_POINT] = param.detach().clone()
-        reals = {key: as_real(value) for key, value in state.items()}
-        view.copy_(points.to_eval(view.to(compute_dtype(view.dtype)), reals, hyper))
+        exact = widen(view, compensation(state))
+        view.copy_(points.to_eval(exact, rule_state(state), hyper))
 
 
 def observe(
@@ -48,7 +48,6 @@ def observe(
         if param.grad is None:
             continue
         view, grad = as_real(param), as_real(param.grad)
-        dtype = compute_dtype(view.dtype)
-        state = {key: as_real(value) for key, value in states[param].items() if key != "step"}
-        t = float(states[param]["step"])
-        store(state, rule.observe(grad.to(dtype), view.to(dtype), state, hyper, t))
+        state, t = rule_state(states[param]), float(states[param]["step"])
+        exact = widen(view, compensation(states[param]))
+        store(state, rule.observe(grad.to(exact.dtype), exact, state, hyper, t))

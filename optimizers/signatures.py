@@ -19,6 +19,7 @@ SHELL: dict[str, tuple[str, Any]] = {
     "schedule": ("Schedule | None", None),
     "total_steps": ("int | None", None),
     "skip_nonfinite": ("bool", True),
+    "low_precision": ("str", "kahan"),
     "engine": ("str", "auto"),
 }
 

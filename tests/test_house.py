@@ -20,9 +20,11 @@ LAYERS = {
     "optimizers": (
         ("optimizers.core",),
         ("optimizers.rules", "optimizers.signatures"),
+        ("optimizers.precision",),
         ("optimizers.clipping", "optimizers.schedules", "optimizers.groups", "optimizers.monitor"),
         ("optimizers.engines", "optimizers.population", "optimizers.scheduling"),
         ("optimizers.checkpoint",),
+        ("optimizers.points",),
         ("optimizers.optimizer",),
         ("optimizers.classes", "optimizers.wrappers"),
         ("optimizers.factory", "optimizers.stubs"),

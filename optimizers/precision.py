@@ -1,0 +1,70 @@
+"""Half precision parameters: arithmetic in float32, and what becomes of the part that is lost.
+
+A step of 1e-4 on a bfloat16 weight near 1 is smaller than half the distance to the next weight,
+so plain rounding never moves it. Two remedies: "kahan" keeps the lost part in a second half
+precision tensor and adds it back before the next step; "stochastic" rounds up or down at random
+with the odds that make the expected result exact, and needs no memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LOW_PRECISION = ("kahan", "stochastic", "none")
+HALF = (torch.float16, torch.bfloat16)
+FLOAT32_BITS = 24  # of the significand
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision of the arithmetic and of the state: float32 for half precision parameters."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Complex entries as pairs of reals, by a view; real tensors as they are."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def widen(param: Tensor, compensation: Tensor | None) -> Tensor:
+    """The parameter in the precision of the arithmetic, with the part it could not hold."""
+    wide = param.to(compute_dtype(param.dtype))
+    return wide if compensation is None else wide + compensation
+
+
+def narrow(
+    param: Tensor,
+    wide: Tensor,
+    compensation: Tensor | None = None,
+    noise: torch.Generator | None = None,
+) -> None:
+    """Write wide values into a parameter, in place; ``noise`` asks for stochastic rounding."""
+    param.copy_(wide if noise is None else round_stochastically(wide, param.dtype, noise))
+    if compensation is not None:
+        compensation.copy_(wide - param)
+
+
+def noise_source(device: torch.device, step: float, index: int) -> torch.Generator:
+    """The random numbers of one parameter in one step.
+
+    They depend on nothing else, so that a resumed run repeats them, replicas of a model stay
+    alike, and the generator of the training itself is left alone.
+    """
+    return torch.Generator(device).manual_seed(int(step) * 2**20 + index)
+
+
+def round_stochastically(wide: Tensor, dtype: torch.dtype, noise: torch.Generator) -> Tensor:
+    """float32 values on the grid of a half precision dtype; their expected value is ``wide``.
+
+    Values on the grid already stay as they are.
+    """
+    info = torch.finfo(dtype)
+    _, exponent = torch.frexp(wide)
+    bits = 1 - round(math.log2(info.eps))  # of the half precision significand
+    smallest = info.smallest_normal * info.eps
+    spacing = torch.ldexp(torch.ones_like(wide), exponent - bits).clamp(min=smallest)
+    odds = 2 ** (FLOAT32_BITS - bits)
+    draws = torch.randint(odds, wide.shape, generator=noise, device=wide.device)
+    return torch.floor(wide / spacing + draws / odds) * spacing

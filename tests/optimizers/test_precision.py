@@ -1,0 +1,161 @@
+"""Half precision parameters: what a small learning rate moves, and what a checkpoint keeps."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import optimizers
+from optimizers import precision
+from optimizers.core import Points
+from optimizers.optimizer import make_class
+from tests.optimizers.helpers import drive, problem
+from tests.optimizers.table import ROWS
+
+BY_ROW = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
+BY_HALF = pytest.mark.parametrize("dtype", precision.HALF, ids=str)
+
+
+@BY_ROW
+@BY_HALF
+@pytest.mark.parametrize("low_precision", precision.LOW_PRECISION)
+def test_state_in_float32_and_exact_resume(row, dtype, low_precision):
+    start, grads = problem((5, 3), 4, dtype)
+    param = torch.nn.Parameter(start.clone())
+    arguments = {**row.settings[-1], "low_precision": low_precision}
+    opt = optimizers.create(row.rule, [param], **arguments)
+    path = drive(opt, param, grads)
+    assert path[-1].dtype == dtype
+    kept = dict(opt.state[param])
+    assert ("compensation" in kept) == (low_precision == "kahan")
+    assert kept.pop("compensation", start).dtype == dtype
+    assert {value.dtype for value in kept.values() if value.dim()} <= {torch.float32}
+    again = torch.nn.Parameter(path[-1].clone())
+    resumed = optimizers.create(row.rule, [again], **arguments)
+    resumed.load_state_dict(opt.state_dict())
+    assert torch.equal(drive(opt, param, grads)[-1], drive(resumed, again, grads)[-1])
+
+
+def distance(low_precision, dtype, steps=2000):
+    """How far AdamW moves weights near 1 at a learning rate of 1e-4, with noise in the gradient."""
+    start, _ = problem((64,), 1)
+    param = torch.nn.Parameter((1 + 0.1 * start).to(dtype))
+    begin = param.detach().double().clone()
+    opt = optimizers.AdamW([param], lr=1e-4, low_precision=low_precision)
+    noise = torch.randn(steps, 64, generator=torch.Generator().manual_seed(0))
+    for step in range(steps):
+        param.grad = (1 + 0.5 * noise[step]).to(dtype)
+        opt.step()
+    return (param.detach().double() - begin).norm().item()
+
+
+@BY_HALF
+def test_small_learning_rates_move_weights_as_far_as_in_float32(dtype):
+    full = distance("none", torch.float32)
+    assert 0.9 * full < distance("kahan", dtype) < 1.1 * full
+    assert 0.9 * full < distance("stochastic", dtype) < 1.1 * full
+    assert distance("none", dtype) < 0.9 * full
+
+
+@BY_ROW
+def test_compensated_bfloat16_follows_float32(row):
+    """Two bfloat16 tensors hold 16 bits of a weight, where one holds 8."""
+    start, grads = problem((5, 3), 30, torch.bfloat16)
+    exact = torch.nn.Parameter(start.float())
+    expected = drive(
+        optimizers.create(row.rule, [exact], lr=1e-3), exact, [g.float() for g in grads]
+    )
+    errors = {}
+    for low_precision in ("kahan", "none"):
+        param = torch.nn.Parameter(start.clone())
+        opt = optimizers.create(row.rule, [param], lr=1e-3, low_precision=low_precision)
+        path = drive(opt, param, grads)
+        errors[low_precision] = (path[-1].float() - expected[-1]).abs().max().item()
+    resolution = torch.finfo(torch.bfloat16).eps * start.float().abs().max().item()
+    assert errors["kahan"] <= 0.51 * resolution
+    assert errors["kahan"] <= errors["none"]
+
+
+@BY_HALF
+def test_skipped_steps_leave_the_compensation(dtype):
+    start, grads = problem((5, 3), 3, dtype)
+    param = torch.nn.Parameter(start.clone())
+    opt = optimizers.AdamW([param], lr=1e-3)
+    drive(opt, param, grads)
+    before = copy.deepcopy(opt.state_dict()["state"][0])
+    assert before["compensation"].any()
+    drive(opt, param, [torch.full_like(start, float("nan"))])
+    torch.testing.assert_close(opt.state_dict()["state"][0], before, rtol=0, atol=0)
+    assert opt.skipped_steps == 1
+
+
+def test_checkpoints_of_torch_begin_with_nothing_lost():
+    start, grads = problem((5, 3), 3, torch.bfloat16)
+    theirs, mine = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    peer = torch.optim.AdamW([theirs], lr=1e-3)
+    drive(peer, theirs, grads)
+    opt = optimizers.AdamW([mine], lr=1e-3)
+    opt.load_state_dict(peer.state_dict())
+    drive(opt, mine, grads)
+    assert opt.state[mine]["step"] == 6
+    assert opt.state[mine]["compensation"].any()
+    peer.load_state_dict(opt.state_dict())
+    drive(peer, theirs, grads)
+
+
+def test_evaluation_point_sees_the_compensated_weight():
+    rule = replace(optimizers.get_rule("sgd"), points=Points(lambda p, s, h: p - 1))
+    param = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    opt = make_class(rule)([param], lr=2.0**-9, momentum=0.5)
+    drive(opt, param, [torch.ones(1, dtype=torch.bfloat16)])
+    train = param.detach().clone()
+    opt.eval()
+    assert param.item() == -(2.0**-9)
+    opt.train()
+    assert torch.equal(param.detach(), train)
+
+
+def test_large_tensors_keep_their_compensation_in_pieces(monkeypatch):
+    start, grads = problem((5, 3), 6, torch.bfloat16)
+    ends = []
+    for chunk in (100, 4):
+        monkeypatch.setattr("optimizers.engines.CHUNK", chunk)
+        param = torch.nn.Parameter(start.clone())
+        opt = optimizers.AdamW([param], lr=1e-3)
+        ends.append((drive(opt, param, grads)[-1], opt.state[param]["compensation"]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+
+
+@given(
+    st.lists(st.floats(-6e4, 6e4, width=32), min_size=1, max_size=8),
+    st.sampled_from(precision.HALF),
+)
+@settings(max_examples=100, deadline=None)
+def test_stochastic_rounding_is_to_a_neighbour_and_right_on_average(values, dtype):
+    wide = torch.tensor(values).expand(2000, len(values))
+    noise = precision.noise_source(wide.device, 1, 0)
+    rounded = precision.round_stochastically(wide, dtype, noise)
+    assert torch.equal(rounded.to(dtype).float(), rounded)
+    info = torch.finfo(dtype)
+    spacing = wide[0].abs() * info.eps + info.smallest_normal * info.eps
+    assert ((rounded - wide).abs() < spacing).all()
+    # five standard errors
+    assert ((rounded - wide).double().mean(0).abs() < spacing * 5 * 0.5 / 2000**0.5).all()
+    exact = wide.to(dtype).float()
+    assert torch.equal(precision.round_stochastically(exact, dtype, noise), exact)
+
+
+def test_random_rounding_leaves_the_generator_of_the_training_alone():
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    opt = optimizers.SGD([param], low_precision="stochastic")
+    before = torch.get_rng_state()
+    drive(opt, param, [torch.ones(3, dtype=torch.bfloat16)])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_unknown_choice():
+    with pytest.raises(ValueError, match="low_precision='float8' is not valid; allowed: kahan, st"):
+        optimizers.SGD([torch.nn.Parameter(torch.ones(1))], low_precision="float8")
