@@ -96,8 +96,7 @@ def lr_range(job: Job, progress: Progress = lambda step, steps: None) -> LrCurve
         def step(lr: float) -> float:
             nonlocal done
             set_lr(lr)
-            value = work.gradients(next(batches))
-            work.optimizer.step()
+            value = work.step(next(batches))
             done += 1
             progress(min(done, steps), steps)
             return value

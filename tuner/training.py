@@ -171,8 +171,7 @@ def evaluation_steps(steps: int, evaluations: int) -> set[int]:
 def _step(work: Workload, trace: Trace, indices: torch.Tensor) -> None:
     optimizer = work.optimizer
     skipped = optimizer.skipped_steps
-    loss = work.gradients(indices)
-    optimizer.step()
+    loss = work.step(indices)
     trace.step += 1
     trace.lrs.append(optimizer.current_lr)
     trace.losses.append(loss)
@@ -206,6 +205,7 @@ def _evaluate(work: Workload, job: Job, trace: Trace) -> Evaluation:
         grad_norm=fmean(trace.grad_norms) if trace.grad_norms else 0.0,
         metrics=metrics,
     )
+    work.tell_schedule(metrics["loss"])
     trace.evaluations.append(evaluation)
     trace.value = metrics[job.metric]
     trace.losses, trace.grad_norms = [], []
@@ -302,8 +302,7 @@ def _check(job: Job, trace: Trace, report: Report) -> None:
     seconds = []
     for _, indices in zip(range(3), work.batches(), strict=False):
         started = time.perf_counter()
-        loss = work.gradients(indices)
-        work.optimizer.step()
+        loss = work.step(indices)
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
     metrics = work.evaluate(max_batches=1)

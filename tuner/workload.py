@@ -184,6 +184,23 @@ class Workload:
             mean += loss.item() * share
         return mean
 
+    def step(self, indices: Tensor) -> float:
+        """One optimizer step on a batch; returns its loss before the step.
+
+        A curvature estimate that is due folds in the gradients of this same batch: a general loss
+        gives no labels to sample.
+        """
+        loss = self.gradients(indices)
+        if self.optimizer.hessian_due:
+            self.optimizer.update_hessian()
+        self.optimizer.step()
+        return loss
+
+    def tell_schedule(self, loss: float) -> None:
+        """Report a validation loss to a schedule that waits for one."""
+        if isinstance(self.optimizer.schedule, optimizers.schedules.plateau):
+            self.optimizer.report(loss)
+
     @torch.no_grad()
     def evaluate(self, max_batches: int | None = None) -> dict[str, float]:
         """Validation means of the loss and the task's metrics, in eval mode.

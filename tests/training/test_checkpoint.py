@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.jobs import go_on, job, numbers
+import optimizers
+from tests.jobs import configuration, go_on, job, numbers
 from tuner import training
 from tuner.records import Evaluation, Job
 from tuner.training import run
@@ -34,16 +35,31 @@ def interrupt(the_job: Job, step: int) -> None:
         run(the_job, report)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lion"])
-@pytest.mark.parametrize("task", ["tiny:noisy", "tiny:sentences"])
-@pytest.mark.parametrize("step", [2, 10, 23, 40])
+MOMENTS = [("tiny:noisy", step) for step in (2, 10, 40)] + [("tiny:sentences", 23)]
+RUNS = [
+    *(({}, task, step) for task, step in MOMENTS),
+    *(({"optimizer": name}, "tiny:noisy", 23) for name in optimizers.names()),
+    *(
+        ({"schedule": name, "optimizer": "sgd"}, "tiny:noisy", 23)
+        for name in optimizers.schedules.names()
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "task", "step"),
+    RUNS,
+    ids=lambda each: "-".join(each.values()) if isinstance(each, dict) else None,
+)
 def test_resuming_is_bit_equal(
-    path: Path, task: str, step: int, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, settings: dict[str, str], task: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "PROGRESS_SECONDS", 0.0)
-    configuration = job().configuration.model_copy(update={"optimizer": optimizer})
-    changes = {"configuration": configuration, "micro_batch": 6}
+    arguments = {"lr": 1e-2}
+    changes = {"configuration": configuration(optimizer_args=arguments, **settings)}
+    changes["micro_batch"] = 6
     whole = run(job(task, **changes), go_on)
+    assert whole.state == "completed", whole.failure
     resuming = saving(path, task, **changes)
     interrupt(resuming, step)
     assert path.exists()

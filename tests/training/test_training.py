@@ -310,3 +310,27 @@ def test_a_task_may_bring_its_own_parameter_groups(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(workload._tasks, key, task)
     work = Workload.create(job("grouped"))
     assert [group["lr"] for group in work.optimizer.param_groups] == [0.5, 1e-2]
+
+
+def test_a_schedule_that_waits_for_a_metric_hears_the_validation_loss() -> None:
+    waiting = configuration(
+        schedule="plateau", schedule_args={"patience": 1, "gamma": 0.5, "threshold": 0.9}
+    )
+    outcome = train(configuration=waiting, evaluations=4)
+    # The first of four evaluations is the best; two in vain halve the rate after the third.
+    assert set(outcome.lrs[:30]) == {1e-2}
+    assert set(outcome.lrs[30:]) == {5e-3}
+
+
+def test_schedule_free_optimizers_are_judged_at_their_average() -> None:
+    chosen = configuration(optimizer="schedulefree_adamw", schedule="constant")
+    outcome = train(configuration=chosen, metric="acc", max_steps=200)
+    assert outcome.state == "completed", outcome.failure
+    work = Workload.create(job(configuration=chosen))
+    for _, indices in zip(range(50), work.batches(), strict=False):
+        work.step(indices)
+    training_point = [p.detach().clone() for p in work.model.parameters()]
+    at_average = work.evaluate()["loss"]
+    assert all(map(torch.equal, training_point, work.model.parameters()))
+    work.optimizer.eval = work.optimizer.train = lambda: None
+    assert at_average != work.evaluate()["loss"]
