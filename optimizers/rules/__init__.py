@@ -13,6 +13,8 @@ FAMILIES = (
     "adam",
     "nadam",
     "amsgrad",
+    "adabelief",
+    "radam",
     "lion",
     "sophia",
     "schedulefree",

@@ -13,12 +13,14 @@ import torch
 from optimizers import schedules
 from tests.reference import Formula
 from tests.references import (
+    adabelief,
     adagrad,
     adam,
     amsgrad,
     lion,
     nadam,
     prodigy,
+    radam,
     rmsprop,
     schedulefree,
     sgd,
@@ -34,8 +36,8 @@ class Row:
     """``settings`` are flat hyperparameters; ``torch_class`` is torch's optimizer for the rule.
 
     ``torch_fixed`` are arguments that make torch's the same rule; settings that name one of
-    ``only_ours`` have no peer there. ``reference_error`` and ``torch_error`` are the largest relative errors allowed,
-    wider than the standard ones only with a reason next to the row.
+    ``only_ours`` have no peer there. ``reference_error`` and ``torch_error`` are the largest
+    relative errors allowed, wider than the standard ones only with a reason next to the row.
     """
 
     rule: str
@@ -124,6 +126,22 @@ ROWS = (
         torch.optim.Adam,
         {"amsgrad": True},
         only_ours=("variant",),
+    ),
+    Row(
+        "adabelief",
+        adabelief.adabelief,
+        (
+            {"lr": 1e-3},
+            {"lr": 0.05, "eps": 1e-8, "weight_decay": 0.1},
+            {"lr": 0.02, "beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3},
+        ),
+    ),
+    Row(
+        "radam",
+        radam.radam,
+        (*ADAM_SETTINGS, {"lr": 0.02, "beta2": 0.6}, {"lr": 0.02, "beta2": 0.0}),
+        torch.optim.RAdam,
+        {"decoupled_weight_decay": True},
     ),
     Row(
         "lion",
