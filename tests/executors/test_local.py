@@ -233,6 +233,14 @@ def test_a_worker_that_cannot_start_is_a_clear_error(
     assert "\n" not in str(caught.value)
 
 
+def test_a_log_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    executor = LocalExecutor(cpu_slots(1), tmp_path / "file")
+    with pytest.raises(TunerError, match=r"no worker could be started, log .*slot-0\.log"):
+        executor.submit(job())
+    executor.close()
+
+
 def test_large_messages_pass(local: LocalExecutor) -> None:
     betas = {"lr": 1e-2, "betas": (0.9, 0.99)}
     the_job = job(

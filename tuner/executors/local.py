@@ -31,8 +31,8 @@ _LOG_TAIL = 2000
 class LocalExecutor:
     """Runs each slot's jobs in a process of its own; see `tuner.executors.base.Executor`.
 
-    Workers start together at the first `submit`. What user code prints goes to
-    `log_dir/slot-<index>.log`. `poll` raises TunerError when a worker cannot even start.
+    Workers start together at the first `submit`; `submit` and `poll` raise TunerError when one
+    cannot even start. What user code prints goes to `log_dir/slot-<index>.log`.
     """
 
     def __init__(self, slots: Sequence[Slot], log_dir: Path) -> None:
@@ -103,7 +103,11 @@ class LocalExecutor:
         self.close()
 
     def _start(self, slot: Slot) -> None:
-        worker = _Worker(slot, self._log_dir / f"slot-{slot.index}.log")
+        log = self._log_dir / f"slot-{slot.index}.log"
+        try:
+            worker = _Worker(slot, log)
+        except OSError as error:
+            raise TunerError(f"no worker could be started, log {log}: {error}") from error
         self._workers[slot.index] = worker
         self._selector.register(worker.events, selectors.EVENT_READ, worker)
 
@@ -143,10 +147,12 @@ class _Worker:
         self._cancelled_at: float | None = None
         self._buffer = b""
         self._messages: list[Event] = []
+        threads = max(1, len(slot.cores))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         their_commands, self._commands = os.pipe()
         self.events, their_events = os.pipe()
         os.set_blocking(self.events, False)
-        threads = max(1, len(slot.cores))
         setup = Setup(
             slot=slot.index,
             commands=their_commands,
@@ -154,19 +160,17 @@ class _Worker:
             cores=slot.cores,
             threads=threads,
         )
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tuner.executors.worker", setup.model_dump_json()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=_environment(slot, threads),
-                pass_fds=(their_commands, their_events),
-                start_new_session=True,
-            )
-        os.close(their_commands)
-        os.close(their_events)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tuner.executors.worker", setup.model_dump_json()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_environment(slot, threads),
+            pass_fds=(their_commands, their_events),
+            start_new_session=True,
+        )
+        for descriptor in (output, their_commands, their_events):
+            os.close(descriptor)
 
     def send(self, command: Command) -> None:
         """Write a command; a dead worker is noticed by `poll`, not here."""

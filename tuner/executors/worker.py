@@ -7,6 +7,7 @@ coordinator is gone, and a thread of its own then ends the process at once, what
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -129,8 +130,9 @@ def _close(*descriptors: int) -> None:
 
 
 def _log(text: str) -> None:
-    sys.stderr.write(f"--- {text}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the disk of the log is full
+        sys.stderr.write(f"--- {text}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":
