@@ -53,6 +53,7 @@ ADAM = Rule(
     scope="element",
     weight_decay_mode="l2",
     batch_scaling="sqrt",
+    torch_group={"amsgrad": False},
     paper="Kingma and Ba, ICLR 2015, https://arxiv.org/abs/1412.6980",
     summary="The gradient's running mean over the root of its running square.",
     when="Small recurrent or reinforcement-learning models; with weight decay prefer AdamW.",

@@ -49,6 +49,7 @@ AMSGRAD = replace(
             "torch", ("torch", "paper", "optax"), "where the bias is corrected: whose rule"
         )
     },
+    torch_group={"amsgrad": True},
     paper="Reddi et al., ICLR 2018, https://arxiv.org/abs/1904.09237",
     summary="Adam whose second moment never falls.",
     when="When Adam's step grows again late in training; rarely better otherwise.",
