@@ -311,6 +311,20 @@ def add_scaled(base: Tensor, other: Tensor, scale: Scalar) -> Tensor:
     return torch.add(base, other, alpha=scale)
 
 
+def at_least(values: Tensor, bound: Scalar) -> Tensor:
+    """``max(values, bound)`` per entry."""
+    if isinstance(bound, Tensor):  # clamp would widen float32 to a float64 bound under vmap
+        return torch.maximum(values, bound)
+    return values.clamp(min=bound)
+
+
+def clip(values: Tensor, limit: Scalar) -> Tensor:
+    """Values kept within ``-limit`` and ``limit``."""
+    if isinstance(limit, Tensor):
+        return torch.maximum(torch.minimum(values, limit), -limit)
+    return values.clamp(-limit, limit)
+
+
 def bias_correction(beta: Scalar, t: Scalar) -> Scalar:
     """``1 - beta^t``: what an average that started at zero has to be divided by after t updates."""
     correction: Scalar = 1 - beta**t

@@ -15,6 +15,8 @@ FAMILIES = (
     "amsgrad",
     "adabelief",
     "radam",
+    "adan",
+    "adopt",
     "lion",
     "sophia",
     "schedulefree",

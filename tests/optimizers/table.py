@@ -16,6 +16,8 @@ from tests.references import (
     adabelief,
     adagrad,
     adam,
+    adan,
+    adopt,
     amsgrad,
     lion,
     nadam,
@@ -142,6 +144,31 @@ ROWS = (
         (*ADAM_SETTINGS, {"lr": 0.02, "beta2": 0.6}, {"lr": 0.02, "beta2": 0.0}),
         torch.optim.RAdam,
         {"decoupled_weight_decay": True},
+    ),
+    Row(
+        "adan",
+        adan.adan,
+        (
+            {"lr": 1e-3},
+            {"lr": 0.05, "weight_decay": 0.1},
+            {
+                "lr": 0.02,
+                "beta1": 0.9,
+                "beta2": 0.5,
+                "beta3": 0.9,
+                "eps": 1e-3,
+                "weight_decay": 0.3,
+            },
+        ),
+    ),
+    Row(
+        "adopt",
+        adopt.adopt,
+        (
+            {"lr": 1e-2},
+            {"lr": 0.05, "beta2": 0.99, "weight_decay": 0.1},
+            {"lr": 0.02, "beta1": 0.5, "beta2": 0.9, "eps": 0.5, "weight_decay": 0.3},
+        ),
     ),
     Row(
         "lion",
