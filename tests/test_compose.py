@@ -21,7 +21,8 @@ import yaml
 from tests.servers import PostgresServer, free_port, kill_group, start_process, wait_until
 from tests.store import test_conformance
 from tests.store.samples import make_evaluation, make_finished_trial, make_study, make_trial
-from tuner.store.mlflow import connect, experiment_url, ping, sync
+from tuner.errors import BackendError
+from tuner.store.mlflow import connect, experiment_url, find_experiment, ping, sync
 from tuner.store.schema import check
 from tuner.store.sink import MlflowSink
 from tuner.store.sql import open_store
@@ -92,6 +93,11 @@ class Stack:
     mlflow_uri: str
     processes: dict[str, subprocess.Popen[bytes]]
     health_checks: dict[str, Callable[[], bool]]
+    start_mlflow: Callable[[], None]
+
+    def kill_mlflow(self) -> None:
+        """End it as a power cut would."""
+        kill_group(self.processes.pop("mlflow"))
 
 
 def on_this_machine(folder: Path, postgres_port: int, mlflow_port: int) -> dict[str, Any]:
@@ -135,6 +141,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     }
     checks = {name: health_check(wanted[name], environments[name]) for name in wanted}
     processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start_mlflow() -> None:
+        command = wanted["mlflow"]["command"]
+        processes["mlflow"] = start_process(command, environments["mlflow"], folder)
+        wait_until(checks["mlflow"], 120, "MLflow's health")
+
     try:
         assert not any(check() for check in checks.values())
         processes["postgres"] = postgres.start()
@@ -150,16 +162,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        processes["mlflow"] = start_process(
-            wanted["mlflow"]["command"], environments["mlflow"], folder
-        )
-        wait_until(checks["mlflow"], 120, "MLflow's health")
+        start_mlflow()
         yield Stack(
             postgres=postgres,
             storage_url=postgres.url("tuner", "tuner", SECRETS["TUNER_DB_PASSWORD"]),
             mlflow_uri=f"http://127.0.0.1:{mlflow_port}",
             processes=processes,
             health_checks=checks,
+            start_mlflow=start_mlflow,
         )
     finally:
         if "mlflow" in processes:
@@ -251,3 +261,46 @@ def test_a_study_is_kept_and_shown(
     assert top.info.artifact_uri.startswith("mlflow-artifacts:/")  # through the server
     downloaded = Path(client.download_artifacts(top.info.run_id, "report.html", str(tmp_path)))
     assert downloaded.read_text() == "<p>sgd</p>"
+
+
+def test_a_server_killed_in_mid_study_is_repaired_by_sync(stack: Stack, tmp_path: Path) -> None:
+    study = make_study("killed", created_at=datetime.now().astimezone())
+    store = open_store(f"sqlite:///{tmp_path}/tuner.db")
+    store.create_study(study)
+    sink = MlflowSink(stack.mlflow_uri)
+    sink.study_started(study)
+    client = connect(stack.mlflow_uri)
+    evaluations = [make_evaluation(step) for step in range(1, 101)]
+
+    def written() -> int:
+        experiment = find_experiment(client, study)
+        return len(client.search_runs([experiment.experiment_id])) if experiment else 0
+
+    def play(numbers: range) -> None:
+        for number in numbers:
+            sink.trial_started(make_trial(number))
+            store.save_outcome("killed", make_finished_trial(number), evaluations, [0.1] * 100)
+            sink.trial_finished(study, make_finished_trial(number), evaluations, [0.1] * 100)
+
+    play(range(12))
+    wait_until(lambda: written() >= 4, 60, "the first runs")
+    stack.kill_mlflow()
+    play(range(12, 20))
+    report = sink.close(timeout=60)
+    assert report.failed
+    assert 0 < report.pending < 41
+    assert len(store.trials("killed")) == 20
+    with pytest.raises(BackendError):
+        sync(store, "killed", stack.mlflow_uri)
+    stack.start_mlflow()
+    repaired = sync(store, "killed", stack.mlflow_uri)
+    assert repaired.created + repaired.completed + repaired.unchanged == 22
+    assert repaired.created >= 8
+    assert sync(store, "killed", stack.mlflow_uri).unchanged == 22
+    store.close()
+    runs = client.search_runs([experiment_url(stack.mlflow_uri, study).split("/")[-2]])
+    assert len(runs) == 22
+    for run in runs:
+        if run.data.tags["tuner.key"].startswith("trial:"):
+            values = client.get_metric_history(run.info.run_id, "val_loss")
+            assert [metric.step for metric in values] == list(range(1, 101))

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.servers import MlflowServer, free_port, wait_until
+from tests.servers import free_port
 from tests.store.samples import make_evaluation, make_finished_trial, make_study, make_trial
 from tuner.errors import BackendError
 from tuner.records import Study
-from tuner.store.mlflow import connect, experiment_url, find_experiment, ping, sync
+from tuner.store.mlflow import ping, sync
 from tuner.store.sink import MlflowSink
 from tuner.store.sql import SqlStore, open_store
 
@@ -116,53 +116,6 @@ def test_close_does_not_wait_for_a_server_that_hangs(monkeypatch: pytest.MonkeyP
         assert time.monotonic() - started < 10
     assert (report.failed, report.pending) == (True, 1)
     assert "is slow; 1 updates are missing there" in report.message
-
-
-def test_a_server_killed_in_mid_study_is_repaired_by_sync(
-    mlflow_server: MlflowServer, store: SqlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    sink = MlflowSink(mlflow_server.uri)
-    sink.study_started(STUDY)
-    client = connect(mlflow_server.uri)
-
-    def written() -> int:
-        experiment = find_experiment(client, STUDY)
-        return len(client.search_runs([experiment.experiment_id])) if experiment else 0
-
-    def play(numbers: range) -> None:
-        for number in numbers:
-            trial = make_finished_trial(number)
-            evaluations = [make_evaluation(step) for step in range(1, 101)]
-            sink.trial_started(make_trial(number))
-            store.save_outcome(STUDY.name, trial, evaluations, [0.1] * 100)
-            sink.trial_finished(STUDY, trial, evaluations, [0.1] * 100)
-
-    try:
-        play(range(12))
-        wait_until(lambda: written() >= 4, 60, "the first runs")
-        mlflow_server.kill()
-        play(range(12, 20))
-        report = sink.close(timeout=30)
-        assert report.failed
-        assert 0 < report.pending < 41
-        assert [trial.number for trial in store.trials(STUDY.name)] == list(range(20))
-        with pytest.raises(BackendError):
-            sync(store, STUDY.name, mlflow_server.uri)
-    finally:
-        mlflow_server.kill()
-        mlflow_server.start()
-    repaired = sync(store, STUDY.name, mlflow_server.uri)
-    assert repaired.created + repaired.completed + repaired.unchanged == 22
-    assert repaired.created >= 8
-    assert sync(store, STUDY.name, mlflow_server.uri).unchanged == 22
-    experiment = experiment_url(mlflow_server.uri, STUDY).split("/")[-2]
-    runs = client.search_runs([experiment])
-    assert len(runs) == 22
-    for run in runs:
-        if run.data.tags["tuner.key"].startswith("trial:"):
-            values = client.get_metric_history(run.info.run_id, "val_loss")
-            assert [metric.step for metric in values] == list(range(1, 101))
 
 
 def test_an_answer_of_mlflow_cannot_leak_credentials(store: SqlStore) -> None:

@@ -41,15 +41,14 @@ def store(tmp_path: Path, study: Study) -> Iterator[SqlStore]:
     store.close()
 
 
-def test_links(tracking_uri: str, store: SqlStore, study: Study) -> None:
-    assert experiment_url(tracking_uri, study).endswith("/#/experiments")
-    sync(store, study.name, tracking_uri)
-    experiment = find_experiment(connect(tracking_uri), study)
+def test_links(local_uri: str, store: SqlStore, study: Study) -> None:
+    assert experiment_url(local_uri, study) == "http://127.0.0.1:5000/#/experiments"
+    sync(store, study.name, local_uri)
+    experiment = find_experiment(connect(local_uri), study)
     assert experiment is not None
-    base = tracking_uri if tracking_uri.startswith("http") else "http://127.0.0.1:5000"
-    page = f"{base}/#/experiments/{experiment.experiment_id}/runs"
-    assert experiment_url(tracking_uri, study) == page
-    ping(tracking_uri)
+    page = f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs"
+    assert experiment_url(local_uri, study) == page
+    ping(local_uri)
 
 
 def test_links_hold_no_credentials() -> None:
