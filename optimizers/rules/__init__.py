@@ -21,6 +21,7 @@ FAMILIES = (
     "sophia",
     "schedulefree",
     "prodigy",
+    "muon",
 )
 
 RULES: dict[str, Rule] = {

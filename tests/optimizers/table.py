@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from optimizers import schedules
+from tests.optimizers.peers import ExactMuon
 from tests.reference import Formula
 from tests.references import (
     adabelief,
@@ -20,6 +21,7 @@ from tests.references import (
     adopt,
     amsgrad,
     lion,
+    muon,
     nadam,
     prodigy,
     radam,
@@ -38,8 +40,9 @@ class Row:
     """``settings`` are flat hyperparameters; ``torch_class`` is torch's optimizer for the rule.
 
     ``torch_fixed`` are arguments that make torch's the same rule; settings that name one of
-    ``only_ours`` have no peer there. ``reference_error`` and ``torch_error`` are the largest
-    relative errors allowed, wider than the standard ones only with a reason next to the row.
+    ``only_ours`` have no peer there, nor have shapes outside ``torch_shapes``, if it is given.
+    ``reference_error`` and ``torch_error`` are the largest relative errors allowed, wider than the
+    standard ones only with a reason next to the row.
     """
 
     rule: str
@@ -49,6 +52,7 @@ class Row:
     torch_fixed: Mapping[str, Any] = field(default_factory=dict)
     only_ours: tuple[str, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = SHAPES
+    torch_shapes: tuple[tuple[int, ...], ...] | None = None
     reference_error: float = 1e-10
     torch_error: float = 1e-12
 
@@ -214,6 +218,21 @@ ROWS = (
             {"lr": 1.0, "d0": 1e-3, "d_coef": 2.0, "growth_rate": 1.1, "eps": 1e-3},
             {"lr": 1.0, "use_bias_correction": True, "safeguard_warmup": True, "d0": 1e-4},
         ),
+    ),
+    Row(
+        "muon",
+        muon.muon,
+        (
+            {},
+            {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.3, "nesterov": False},
+            {"lr": 0.02, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3},
+            {"lr": 0.02, "ns_a": 2.0, "ns_b": -1.5, "ns_c": 0.5, "weight_decay": 0.0},
+            {"adamw_lr": 0.02, "adamw_beta1": 0.5, "adamw_beta2": 0.9, "adamw_eps": 1e-3},
+        ),
+        ExactMuon,
+        only_ours=("adamw_lr",),
+        torch_shapes=((5, 3), (3, 5), (4, 4)),  # torch refuses all but matrices
+        shapes=(*SHAPES, (3, 5)),
     ),
 )
 
