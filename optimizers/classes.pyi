@@ -20,11 +20,13 @@ __all__ = [  # noqa: RUF022  the registry's order
     "RAdam",
     "Adan",
     "ADOPT",
+    "AdEMAMix",
     "Lion",
     "SophiaG",
     "SGDScheduleFree",
     "AdamWScheduleFree",
     "Prodigy",
+    "Muon",
 ]
 
 class SGD(Optimizer):
@@ -298,6 +300,31 @@ class ADOPT(Optimizer):
         engine: str = "auto",
     ) -> None: ...
 
+class AdEMAMix(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.001,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        beta3_warmup: float = 0.0,
+        alpha_warmup: float = 0.0,
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
+        engine: str = "auto",
+    ) -> None: ...
+
 class Lion(Optimizer):
     def __init__(
         self,
@@ -405,6 +432,35 @@ class Prodigy(Optimizer):
         growth_rate: float = float("inf"),
         use_bias_correction: bool = False,
         safeguard_warmup: bool = False,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
+        engine: str = "auto",
+    ) -> None: ...
+
+class Muon(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.001,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-07,
+        adamw_lr: float = 0.0003,
+        adamw_betas: tuple[float, float] = (0.9, 0.95),
+        adamw_eps: float = 1e-10,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
         *,
         maximize: bool = False,
         weight_decay_mode: str | None = None,

@@ -17,6 +17,7 @@ FAMILIES = (
     "radam",
     "adan",
     "adopt",
+    "ademamix",
     "lion",
     "sophia",
     "schedulefree",

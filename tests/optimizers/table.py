@@ -18,6 +18,7 @@ from tests.references import (
     adagrad,
     adam,
     adan,
+    ademamix,
     adopt,
     amsgrad,
     lion,
@@ -172,6 +173,16 @@ ROWS = (
             {"lr": 1e-2},
             {"lr": 0.05, "beta2": 0.99, "weight_decay": 0.1},
             {"lr": 0.02, "beta1": 0.5, "beta2": 0.9, "eps": 0.5, "weight_decay": 0.3},
+        ),
+    ),
+    Row(
+        "ademamix",
+        ademamix.ademamix,
+        (
+            {"lr": 1e-3},
+            {"lr": 0.05, "beta3": 0.99, "alpha": 8.0, "weight_decay": 0.1},
+            {"lr": 0.02, "beta3_warmup": 30.0, "alpha_warmup": 20.0, "weight_decay": 0.3},
+            {"lr": 0.02, "beta1": 0.0, "beta2": 0.9, "beta3_warmup": 70.0, "eps": 1e-3},
         ),
     ),
     Row(
