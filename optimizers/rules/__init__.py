@@ -19,6 +19,8 @@ FAMILIES = (
     "adopt",
     "ademamix",
     "lion",
+    "lamb",
+    "lars",
     "sophia",
     "schedulefree",
     "prodigy",

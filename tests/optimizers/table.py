@@ -21,6 +21,8 @@ from tests.references import (
     ademamix,
     adopt,
     amsgrad,
+    lamb,
+    lars,
     lion,
     muon,
     nadam,
@@ -192,6 +194,24 @@ ROWS = (
             {"lr": 1e-3},
             {"lr": 0.02, "beta1": 0.95, "beta2": 0.98, "weight_decay": 0.3},
             {"lr": 0.02, "beta1": 0.5, "weight_decay": 1.0},
+        ),
+    ),
+    Row(
+        "lamb",
+        lamb.lamb,
+        (
+            {"lr": 1e-3},
+            {"lr": 0.05, "weight_decay": 0.0},
+            {"lr": 0.02, "beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3},
+        ),
+    ),
+    Row(
+        "lars",
+        lars.lars,
+        (
+            {"lr": 1.0},
+            {"lr": 5.0, "weight_decay": 0.1},
+            {"lr": 0.5, "momentum": 0.0, "trust_coefficient": 0.02, "weight_decay": 0.3},
         ),
     ),
     Row(
