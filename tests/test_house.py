@@ -48,6 +48,7 @@ LAYERS = {
         ("tuner.service",),
         ("tuner.service",),
         ("tuner.cli",),
+        ("tuner.__main__",),
     ),
 }
 # These name the package's public face and load it lazily, so they may point anywhere inside it.

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tuner.paths import mask_password
+
 _PACKAGES = ("optimizer-tuner", "torch", "numpy", "scipy", "optuna")
 
 
@@ -50,5 +52,5 @@ def collect(task: str, folder: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        "command": mask_password(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }

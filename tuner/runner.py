@@ -235,12 +235,13 @@ class Coordinator:
 
     def _finish(self, slot: int, trial: Trial, outcome: Outcome) -> None:
         last = outcome.evaluations[-1] if outcome.evaluations else None
+        ranged = len(outcome.lr_curve.points) if outcome.lr_curve else 0
         trial = trial.model_copy(
             update={
                 "state": outcome.state,
                 "value": outcome.value if outcome.state in ("completed", "pruned") else None,
                 "metrics": last.metrics if last else {},
-                "steps": len(outcome.lrs) or (last.step if last else 0),
+                "steps": len(outcome.lrs) or ranged,
                 "wall_seconds": outcome.wall_seconds,
                 "device": outcome.device,
                 "finished_at": datetime.now(UTC),

