@@ -198,9 +198,8 @@ def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, fl
 ENGINES: Mapping[str, Engine] = MappingProxyType({"auto": eager, "eager": eager})
 
 
-def get_engine(name: str) -> Engine:
+def get_engine(owner: str, name: str) -> Engine:
     """An engine by name; raises ValueError naming the engines there are."""
-    try:
-        return ENGINES[name]
-    except KeyError:
-        raise ValueError(f"engine {name!r} is not known; allowed: {', '.join(ENGINES)}") from None
+    if name not in ENGINES:
+        raise ValueError(f"{owner}: engine={name!r} is not valid; allowed: {', '.join(ENGINES)}")
+    return ENGINES[name]

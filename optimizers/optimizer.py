@@ -72,7 +72,7 @@ class Optimizer(torch.optim.Optimizer):
         check_schedule(owner, self.schedule, self.total_steps)
         self.skip_nonfinite: bool = given["skip_nonfinite"]
         self.engine: str = given["engine"]
-        get_engine(self.engine)
+        get_engine(owner, self.engine)
         self.low_precision: str = given["low_precision"]
         if self.low_precision not in LOW_PRECISION:
             raise ValueError(
@@ -99,17 +99,21 @@ class Optimizer(torch.optim.Optimizer):
         A rule with a partner adds two: what it handles itself, and the rest with ``"rule"`` naming
         the partner. A group may also name its rule.
         """
+        before = len(self.param_groups)
         for group in split_group(self.rule, param_group, self.defaults):
             rule = self.rule_of(group)
             if rule is not self.rule:
                 group.setdefault("weight_decay_mode", rule.weight_decay_mode)
                 for name, default in rule.arguments.items():
                     group.setdefault(name, default)
+            for key in ("schedule_step", "schedule_memory"):  # the run's, not the group's
+                if self.param_groups and key in self.param_groups[0]:
+                    group.setdefault(key, self.param_groups[0][key])
             super().add_param_group(group)
             try:
                 self._validate_group(self.param_groups[-1])
             except (TypeError, ValueError):
-                del self.param_groups[-1]
+                del self.param_groups[before:]
                 raise
 
     def rule_of(self, group: Group) -> Rule:
@@ -185,7 +189,7 @@ class Optimizer(torch.optim.Optimizer):
         for group, batch in zip(self.param_groups, batches, strict=True):
             self._prepare_states(group, batch)
         self._share(batches)
-        run = get_engine(self.engine)
+        run = get_engine(self.rule.class_name, self.engine)
         for group, batch in zip(self.param_groups, batches, strict=True):
             run(batch)
             group["schedule_step"] += 1
