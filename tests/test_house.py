@@ -47,7 +47,7 @@ LAYERS = {
         ("tuner.runner",),
         ("tuner.service",),
         ("tuner.service",),
-        ("tuner.cli",),
+        ("tuner.cli", "tuner.__main__"),
         ("tuner.__main__",),
     ),
 }
