@@ -21,6 +21,7 @@ FAMILIES = (
     "lion",
     "lamb",
     "lars",
+    "adafactor",
     "sophia",
     "schedulefree",
     "prodigy",

@@ -15,6 +15,7 @@ from tests.optimizers.peers import ExactMuon
 from tests.reference import Formula
 from tests.references import (
     adabelief,
+    adafactor,
     adagrad,
     adam,
     adan,
@@ -213,6 +214,17 @@ ROWS = (
             {"lr": 5.0, "weight_decay": 0.1},
             {"lr": 0.5, "momentum": 0.0, "trust_coefficient": 0.02, "weight_decay": 0.3},
         ),
+    ),
+    Row(
+        "adafactor",
+        adafactor.adafactor,
+        (
+            {"lr": 1e-2},
+            {"lr": 0.5, "weight_decay": 0.1},
+            {"lr": 0.05, "beta2_decay": -0.5, "d": 3.0, "weight_decay": 0.3},
+            {"lr": 0.05, "eps1": 0.7, "eps2": 2.0},
+        ),
+        torch.optim.Adafactor,
     ),
     Row(
         "sophia",  # without a Hessian here; with one in test_sophia.py

@@ -1,0 +1,100 @@
+"""Adafactor: Adam's second moment kept as one row and one column per matrix.
+
+Shazeer, Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", ICML 2018,
+https://arxiv.org/abs/1804.04235. As in torch: ``lr`` caps the relative step and scales the
+decoupled weight decay, and eps1 bounds the second moment from below instead of being added to each
+square. Without eps1 it is the precision of the arithmetic, of each parameter for itself (torch's
+loop takes the first parameter's for all).
+"""
+
+from __future__ import annotations
+
+from math import nan
+
+import torch
+from torch import Tensor
+
+from optimizers.core import Hyper, Rule, Scalar, State, Values, at_least, ema, where
+from optimizers.rules.ranges import epsilon, learning_rate, weight_decay
+
+
+def root_mean_square(values: Tensor) -> Tensor:
+    """The size of a typical entry."""
+    return torch.linalg.vector_norm(values) / values.numel() ** 0.5
+
+
+def second_moment(grad: Tensor, state: State, beta2: Scalar, eps1: Scalar) -> tuple[Tensor, State]:
+    """The estimate per entry, and the new state: factors over the last two dimensions."""
+    square = grad * grad
+    if grad.dim() < 2:
+        variance = ema(state["variance"], square, beta2)
+        return variance, {"variance": variance}
+    row_var = ema(state["row_var"], square.mean(dim=-1, keepdim=True), beta2)
+    col_var = ema(state["col_var"], square.mean(dim=-2, keepdim=True), beta2)
+    whole = at_least(row_var.mean(dim=-2, keepdim=True), eps1)
+    return row_var @ col_var / whole, {"row_var": row_var, "col_var": col_var}
+
+
+def update(
+    grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
+) -> tuple[Tensor, State]:
+    """The scaled gradient, clipped to size d, as a part of the parameter's own size."""
+    absent = hyper.eps1 != hyper.eps1  # NaN stands for None
+    eps1 = where(absent, torch.finfo(param.dtype).eps, hyper.eps1)
+    variance, state = second_moment(grad, state, 1 - t**hyper.beta2_decay, eps1)
+    direction = grad * at_least(variance, eps1 * eps1).rsqrt()
+    clipping = at_least(root_mean_square(direction) / hyper.d, 1.0)
+    size = at_least(root_mean_square(param), hyper.eps2)
+    cap = hyper.lr * t**0.5  # min(lr, 1/√t) is lr / max(1, lr·√t), and lr comes in later
+    return direction * (size / clipping / where(cap > 1, cap, 1.0)), state
+
+
+def init(param: Tensor, hyper: Values) -> State:
+    """A mean of squares per row and per column, or per entry below two dimensions; all zero."""
+    if param.dim() < 2:
+        return {"variance": torch.zeros_like(param)}
+    return {
+        "row_var": param.new_zeros(param[..., :1].shape),
+        "col_var": param.new_zeros(param[..., :1, :].shape),
+    }
+
+
+ADAFACTOR = Rule(
+    name="adafactor",
+    class_name="Adafactor",
+    update=update,
+    state=init,
+    hypers={
+        "lr": learning_rate(1e-2, 1e-4, 1e-2, "AlgoPerf 1e-4..1e-2; paper 1e-2"),
+        "beta2_decay": Hyper(
+            -0.8, -1.0, -0.5, at_most=0.0, doc="decay of the second moment is 1 - step^this"
+        ),
+        "eps1": Hyper(
+            nan, 1e-30, 1e-3, log=True, at_least=0.0, optional=True,
+            doc="least root of the second moment; None: of the dtype",
+        ),
+        "eps2": epsilon(1e-3, 1e-4, 1e-2, "paper: 1e-3", doc="least size of a parameter"),
+        "d": Hyper(1.0, 1.0, 4.0, at_least=1.0, doc="largest size of the scaled gradient"),
+        "weight_decay": weight_decay(0.0, 1e-3, 1.0, "AlgoPerf 1e-3..1"),
+    },
+    packs={"eps": ("eps1", "eps2")},
+    scope="tensor",
+    weight_decay_mode="decoupled",
+    batch_scaling="sqrt",
+    paper="Shazeer and Stern, ICML 2018, https://arxiv.org/abs/1804.04235",
+    summary="Adam's scaling with a factored second moment and a step relative to the weights.",
+    when="Models bound by memory, above a billion parameters.",
+    equations=r"""
+\beta_t = 1 - t^{\text{beta2\_decay}}, \quad
+R_t = \beta_t R_{t-1} + (1 - \beta_t) \operatorname{mean}_{\text{columns}} G_t^2, \quad
+C_t = \beta_t C_{t-1} + (1 - \beta_t) \operatorname{mean}_{\text{rows}} G_t^2 \\
+V_t = \frac{R_t C_t}{\max(\operatorname{mean} R_t, \text{eps}_1)}
+\quad \text{(below two dimensions: } V_t = \beta_t V_{t-1} + (1 - \beta_t) G_t^2 \text{)}, \quad
+U_t = \frac{G_t}{\max(\sqrt{V_t}, \text{eps}_1)} \\
+p_t = p_{t-1} - \max(\text{eps}_2, \operatorname{RMS}(p_{t-1})) \cdot \min(\text{lr}, 1 / \sqrt t)
+    \cdot \frac{U_t}{\max(1, \operatorname{RMS}(U_t) / d)}
+    - \text{lr} \cdot \text{weight\_decay} \cdot p_{t-1}
+""",
+)  # fmt: skip
+
+RULES = (ADAFACTOR,)
