@@ -30,6 +30,7 @@ __all__ = [  # noqa: RUF022  the registry's order
     "AdamWScheduleFree",
     "Prodigy",
     "Muon",
+    "SOAP",
 ]
 
 class SGD(Optimizer):
@@ -531,6 +532,31 @@ class Muon(Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
+        *,
+        maximize: bool = False,
+        weight_decay_mode: str | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_layer: float | None = None,
+        clip_agc: float | None = None,
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        skip_nonfinite: bool = True,
+        low_precision: str = "kahan",
+        engine: str = "auto",
+    ) -> None: ...
+
+class SOAP(Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.003,
+        betas: tuple[float, float] = (0.95, 0.95),
+        shampoo_beta: float = -1.0,
+        eps: float = 1e-08,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 10,
+        max_precond_dim: int = 10000,
         *,
         maximize: bool = False,
         weight_decay_mode: str | None = None,

@@ -26,6 +26,7 @@ FAMILIES = (
     "schedulefree",
     "prodigy",
     "muon",
+    "soap",
 )
 
 RULES: dict[str, Rule] = {

@@ -32,6 +32,7 @@ from tests.references import (
     rmsprop,
     schedulefree,
     sgd,
+    soap,
     sophia,
 )
 
@@ -276,6 +277,18 @@ ROWS = (
         only_ours=("adamw_lr",),
         torch_shapes=((5, 3), (3, 5), (4, 4)),  # torch refuses all but matrices
         shapes=(*SHAPES, (3, 5)),
+    ),
+    Row(
+        "soap",
+        soap.soap,
+        (
+            {"lr": 3e-3},
+            {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.3, "shampoo_beta": 0.7},
+            {"lr": 0.02, "precondition_frequency": 1, "eps": 1e-3, "weight_decay": 0.0},
+            {"lr": 0.02, "precondition_frequency": 3, "max_precond_dim": 4},
+        ),
+        # the bases of a Gram matrix that is not of full rank are not unique: no tall matrices
+        shapes=((), (7,), (5, 5), (4, 3, 2, 2)),
     ),
 )
 
