@@ -7,6 +7,7 @@ is noisier than the others, and batch normalisation never meets a batch of one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -76,3 +77,39 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, (list, tuple)):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def fingerprint(dataset: Any) -> str:
+    """A short hash that tells versions of a data set apart.
+
+    Over all of it when it lies in tensors, else over its size and 64 evenly spaced examples.
+    """
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    columns = _columns(dataset)
+    if columns is not None:
+        indices = torch.arange(len(dataset))
+        _absorb(digest, fetcher(dataset)(indices))
+    else:
+        for index in np.linspace(0, len(dataset) - 1, num=min(64, len(dataset)), dtype=int):
+            _absorb(digest, dataset[int(index)])
+    return digest.hexdigest()[:16]
+
+
+def _absorb(digest: hashlib._Hash, value: Any) -> None:
+    """Add tensors, arrays, containers and plain values; other objects by their type only."""
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, dict):
+        _absorb(digest, list(value.items()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _absorb(digest, item)
+    elif isinstance(value, str | bytes | int | float | bool | None):
+        digest.update(repr(value).encode())
+    else:
+        digest.update(type(value).__name__.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,26 +55,40 @@ def check_job(spec: StudySpec, places: Places) -> Job:
     return job.model_copy(update={"id": "check", "kind": "check", "checkpoint": None})
 
 
-def check_task(spec: StudySpec, executor: Executor, places: Places) -> dict[str, Any]:
+def check_task(
+    spec: StudySpec,
+    executor: Executor,
+    places: Places,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Run the check job; returns what it found out (metrics, sizes, seconds per step).
 
     Raises:
+        KeyboardInterrupt: `should_stop` said so.
         TaskError: the user's code fails; carries their traceback.
         UsageError: the deciding metric is not among the task's.
     """
     job = check_job(spec, places)
     while True:
-        outcome = run_job(executor, job)
+        outcome = run_job(executor, job, should_stop)
         size = job.micro_batch or job.configuration.batch_size
         if outcome.failure is None or outcome.failure.kind != "out_of_memory" or size == 1:
             return _checked(spec, outcome)
         job = job.model_copy(update={"micro_batch": half_batch(job)})
 
 
-def run_job(executor: Executor, job: Job) -> Outcome:
-    """Run one job on an idle executor and wait for its end."""
+def run_job(
+    executor: Executor, job: Job, should_stop: Callable[[], bool] = lambda: False
+) -> Outcome:
+    """Run one job on an idle executor and wait for its end.
+
+    Raises:
+        KeyboardInterrupt: `should_stop` said so.
+    """
     executor.submit(job)
     while True:
+        if should_stop():
+            raise KeyboardInterrupt
         for event in executor.poll(0.5):
             if isinstance(event, Finished):
                 return event.outcome

@@ -56,11 +56,16 @@ def metric_values(evaluations: Sequence[Evaluation], metric: str) -> list[float]
 
 
 def load_history(store: Store, study: str, metric: str) -> History:
-    """Replay the store; trials that nobody finished are interrupted."""
+    """Replay the store; trials that nobody finished are interrupted.
+
+    In a study that a bug has stopped, so are the trials that met the bug: it may be repaired.
+    """
+    repaired = _BUGS if store.get_study(study).state == "failed" else ()
     trials = {t.number: t for t in store.trials(study)}
     for number, trial in trials.items():
-        if trial.state == "running":
-            trials[number] = trial.model_copy(update={"state": "interrupted"})
+        if trial.state == "running" or (trial.failure and trial.failure.kind in repaired):
+            again = {"state": "interrupted", "failure": None}
+            trials[number] = trial.model_copy(update=again)
     evaluations = {
         n: metric_values(store.evaluations(study, n), metric)
         for n, t in trials.items()

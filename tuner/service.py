@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from tuner.executors.base import Slot
 from tuner.executors.devices import leased, plan_slots
 from tuner.executors.local import LocalExecutor
 from tuner.jobs import Places, check_task, job_of, run_job
+from tuner.lease import is_alive
 from tuner.paths import Home
 from tuner.progress import Reporter
 from tuner.provenance import collect
@@ -24,6 +26,7 @@ from tuner.runner import Coordinator
 from tuner.spec import StudySpec
 from tuner.stages import stage_sizes
 from tuner.store.base import Store
+from tuner.store.mlflow import SyncReport, sync
 from tuner.store.sink import MlflowSink
 
 
@@ -99,8 +102,10 @@ def start(spec: StudySpec, env: Environment, replace: bool = False) -> Result:
             f"study {name!r} exists: `tuner study resume {name}` goes on with it, --replace"
             " starts again, -S study.name=... gives another name"
         )
+    if taken:
+        refuse_running(env.store, name)
     with _executor(spec.run.slots, env.home, name) as executor:
-        info = check_task(spec, executor, env.places(name))
+        info = check_task(spec, executor, env.places(name), env.should_stop)
         spec = with_slots(spec, executor.slots)
         provenance = collect(spec.study.task, Path.cwd())
         study = new_study(spec, {**provenance, "data": info.get("data", {})})
@@ -127,26 +132,26 @@ def _run(study: Study, env: Environment, executor: LocalExecutor) -> Result:
     spec = StudySpec.model_validate(study.spec)
     reporter = env.reporter(spec)
     sink = MlflowSink(env.mlflow_uri) if env.mlflow_uri else None
+    coordinator = Coordinator(
+        study=study,
+        store=env.store,
+        executor=executor,
+        places=env.places(study.name),
+        reporter=reporter,
+        sinks=[sink] if sink else [],
+        should_stop=env.should_stop,
+    )
+    result = Result(study.model_copy(update={"state": "failed"}))
     try:
-        Coordinator(
-            study=study,
-            store=env.store,
-            executor=executor,
-            places=env.places(study.name),
-            reporter=reporter,
-            sinks=[sink] if sink else [],
-            should_stop=env.should_stop,
-        ).run()
+        coordinator.run()
         result = conclude(study.name, env)
-        if sink is not None:
-            arms = _arm_rows(result)
-            sink.study_finished(result.study, arms)
-            if result.report is not None:
-                sink.log_report(result.study, result.report)
         return result
     finally:
         reporter.close()
         if sink is not None:
+            sink.study_finished(result.study, arm_rows(result.comparison))
+            if result.report is not None:
+                sink.log_report(result.study, result.report)
             told = sink.close(timeout=60.0)
             if told.failed:
                 reporter.message(
@@ -154,11 +159,25 @@ def _run(study: Study, env: Environment, executor: LocalExecutor) -> Result:
                 )
 
 
-def _arm_rows(result: Result) -> list[dict[str, Any]]:
-    if result.comparison is None:
+def arm_rows(comparison: Comparison | None) -> list[dict[str, Any]]:
+    """The entries of `compare --json`, as MLflow's runs of the arms show them."""
+    if comparison is None:
         return []
-    rows = comparison_json(result.study.name, result.comparison.metric, result.comparison)["arms"]
-    return list(rows)
+    return list(comparison_json("", comparison.metric, comparison)["arms"])
+
+
+def sync_mlflow(name: str, store: Store, uri: str) -> SyncReport:
+    """Bring MLflow to what the store says of a study; a second call changes nothing.
+
+    Raises:
+        UsageError: no such study.
+        BackendError: MLflow or the database cannot be reached.
+    """
+    comparison = None
+    if "arms" in store.get_study(name).spec:  # a range test has none
+        with suppress(NoCompletedTrialError):
+            comparison = comparison_of(name, store)
+    return sync(store, name, uri, arms=arm_rows(comparison))
 
 
 def conclude(name: str, env: Environment) -> Result:
@@ -203,10 +222,19 @@ def make_report(name: str, store: Store, path: Path, comparison: Comparison) -> 
     return write_report(path, store.get_study(name), trials, evaluations, curves, comparison)
 
 
-def delete(env: Environment, name: str) -> None:
-    """Remove a study with its checkpoints and report."""
-    import shutil
+def refuse_running(store: Store, name: str) -> None:
+    """Raises UsageError when a coordinator is at work on the study."""
+    if is_alive(store.get_lease(name), datetime.now(UTC)):
+        raise UsageError(f"study {name!r} is running; `tuner study stop {name}` first")
 
+
+def delete(env: Environment, name: str) -> None:
+    """Remove a study with its checkpoints and report.
+
+    Raises:
+        UsageError: no such study, or a coordinator is at work on it.
+    """
+    refuse_running(env.store, name)
     env.store.delete_study(name)
     shutil.rmtree(env.home.checkpoints / name, ignore_errors=True)
     (env.home.reports / f"{name}.html").unlink(missing_ok=True)

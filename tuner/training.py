@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tuner import checkpoint
+from tuner import checkpoint, data
 from tuner.errors import TaskError, UsageError
 from tuner.lr_finder import lr_range
 from tuner.records import Evaluation, Failure, Job, LrCurve, Outcome
@@ -309,6 +309,10 @@ def _check(job: Job, trace: Trace, report: Report) -> None:
     val_batches = -(-work.val_size // work.val_batch)
     trace.info |= {
         "metrics": sorted(metrics),
+        "data": {
+            name: data.fingerprint(part)
+            for name, part in (("train", work.task.train), ("val", work.task.val))
+        },
         "n_train": work.train_size,
         "n_val": work.val_size,
         "train_loss": loss,

@@ -1,7 +1,9 @@
 """Which examples come when, and that the fast ways to fetch them give the same batches."""
 
+import copy
 from itertools import islice
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from tuner.data import fetcher, order, stream, to_device
+from tuner.data import fetcher, fingerprint, order, stream, to_device
 
 
 @given(
@@ -98,3 +100,31 @@ def test_batches_keep_their_structure_on_the_way_to_a_device() -> None:
     assert type(moved["x"]) is tuple
     assert moved["x"][1][1] == "text"
     assert moved["own"] == "moved to meta"
+
+
+class Objects(Dataset):
+    """Examples that are not tensors only."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        return {"x": np.full(2, index), "name": self.name, "other": object()}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (TensorDataset(torch.zeros(9)), TensorDataset(torch.eye(9)[0])),
+        (TensorDataset(torch.zeros(9)), TensorDataset(torch.zeros(8))),
+        (TensorDataset(torch.zeros(9)), TensorDataset(torch.zeros(9, dtype=torch.bfloat16))),
+        (Subset(TensorDataset(torch.eye(3)), [0, 1]), Subset(TensorDataset(torch.eye(3)), [0, 2])),
+        (Objects("a"), Objects("b")),
+    ],
+)
+def test_a_fingerprint_tells_data_apart(one: Dataset, other: Dataset) -> None:
+    assert fingerprint(one) == fingerprint(copy.deepcopy(one))
+    assert fingerprint(one) != fingerprint(other)

@@ -140,7 +140,7 @@ def _send(context: Context, uri: str, store: Store, name: str) -> None:
     from tuner.store.mlflow import sync
 
     try:
-        sync(store, name, uri, str(context.home.artifacts))
+        sync(store, name, uri)
     except BackendError as error:
         note(f"{error}; `tuner mlflow sync {name}` sends it later")
 

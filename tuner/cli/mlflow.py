@@ -41,10 +41,10 @@ def sync(context: Context, name: str, as_json: bool) -> None:
     Example:
       tuner mlflow sync digits
     """
-    from tuner.store.mlflow import sync
+    from tuner.service import sync_mlflow
 
     with closing(context.open_store()) as store:
-        report = sync(store, name, _uri(context), str(context.home.artifacts))
+        report = sync_mlflow(name, store, _uri(context))
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:

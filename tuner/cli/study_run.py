@@ -255,16 +255,11 @@ def delete(context: Context, name: str, yes: bool) -> None:
     Example:
       tuner study delete digits --yes
     """
-    from datetime import UTC, datetime
-
     from tuner import service
-    from tuner.errors import UsageError
-    from tuner.lease import is_alive
 
     with contextlib.closing(context.open_store()) as store:
         count = len(store.trials(name))
-        if is_alive(store.get_lease(name), datetime.now(UTC)):
-            raise UsageError(f"study {name!r} is running; `tuner study stop {name}` first")
+        service.refuse_running(store, name)
         if not yes:
             click.confirm(f"Delete study {name!r} with {count} trials?", abort=True, err=True)
         service.delete(environment(context, store), name)
