@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml tools/environment.py
 		{ echo "setup: Python 3.11 or newer is needed, and none was found" >&2; exit 1; }; \
 	$$python tools/environment.py setup
 
-demo: setup  ## Tune four optimizers on real data and print which one is best (about 5 minutes)
+demo: setup  ## Tune four optimizers on real data and print which is best (a few minutes)
 	$(BIN)/tuner study start studies/digits.toml --replace
 
 test: check  ## Check everything and run the tests (about 5 minutes)
