@@ -25,6 +25,8 @@ How a rule says what it needs:
 - ``points``: training and evaluation happen at different points (`Points`, schedule-free).
 - ``observe``: folds an extra gradient into the state, called by ``opt.update_hessian()`` (sophia).
 - ``partner``: parameters the rule cannot handle go to another rule in the same optimizer (muon).
+- ``state_first``: checkpoints hold state for parameters that never had a gradient, too, because
+  torch's optimizer for the rule expects it (adagrad).
 - ``still_first``: the first gradient only fills the state, so the shell does not decay either
   (adopt).
 - ``weight_decay_mode="inside"``: the rule itself reads ``hyper.weight_decay`` (lamb, lars).
@@ -96,6 +98,8 @@ class Hyper:
         """Raise ValueError, or TypeError for what is no number, unless the value is valid."""
         if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
             raise TypeError(f"{owner}: {name}={value!r} is not a number; allowed: {self.allowed}")
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"{owner}: Tensor {name} must be 1-element, not {value.numel()}")
         if (self.optional and value != value) or (self.unlimited and value == inf):
             return
         whole = isinstance(value, int) or not self.integer
@@ -195,6 +199,7 @@ class Rule:
     packs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: Callable[[Values], str | None] = no_conflict
     sparse: Callable[[Values], bool] | None = None
+    state_first: bool = False
     still_first: bool = False
     torch_group: Mapping[str, Any] = field(default_factory=dict)
     model: ModelHook | None = None

@@ -24,7 +24,7 @@ from optimizers.precision import LOW_PRECISION, as_real
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
 from optimizers.scheduling import check_schedule, group_values
-from optimizers.signatures import signature
+from optimizers.signatures import bind, signature
 
 logger = logging.getLogger("optimizers")
 
@@ -61,9 +61,7 @@ class Optimizer(torch.optim.Optimizer):
     rule: ClassVar[Rule]
 
     def __init__(self, params: Iterable[Any], *args: Any, **kwargs: Any) -> None:
-        bound = signature(self.rule).bind(params, *args, **kwargs)
-        bound.apply_defaults()
-        given = dict(bound.arguments)
+        given = bind(self.rule, params, args, kwargs)
         owner = self.rule.class_name
         limits = {name: given[name] for name in ("clip_value", *clipping.SCALINGS)}
         self.clip = clipping.parse(owner, **limits)
@@ -326,7 +324,12 @@ class Optimizer(torch.optim.Optimizer):
         """The checkpoint, which torch's optimizer with the same rule can load, too."""
         checkpoint_dict = super().state_dict()
         for group, saved in zip(self.param_groups, checkpoint_dict["param_groups"], strict=True):
-            saved.update(checkpoint.for_torch(group, self.rule_of(group)))
+            rule = self.rule_of(group)
+            saved.update(checkpoint.for_torch(group, rule))
+            for index, param in zip(saved["params"], group["params"], strict=True):
+                if rule.state_first and index not in checkpoint_dict["state"]:
+                    state = checkpoint_dict["state"][index] = {}
+                    checkpoint.allocate(rule, param, state, self.hyper(group), self.low_precision)
         return checkpoint_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -23,6 +23,16 @@ SHELL: dict[str, tuple[str, Any]] = {
     "engine": ("str", "auto"),
 }
 
+# Arguments of torch's optimizers that are not ours, and what does the same here.
+TORCH_ONLY = {
+    "amsgrad": "the class AMSGrad",
+    "decoupled_weight_decay": 'weight_decay_mode="decoupled"',
+    "foreach": "engine=...",
+    "fused": "engine=...",
+    "capturable": "engine=...",
+    "differentiable": "the pure Rule.update",
+}
+
 
 def annotation(value: Any) -> str:
     """The type of an argument, from its default."""
@@ -49,3 +59,15 @@ def signature(rule: Rule) -> inspect.Signature:
         for name, (kind, default) in SHELL.items()
     ]
     return inspect.Signature([Parameter("params", positional, annotation="ParamsT"), *own, *shell])
+
+
+def bind(rule: Rule, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Every constructor argument by name; raises TypeError naming one that there is not."""
+    kind = signature(rule)
+    unknown = [name for name in kwargs if name not in kind.parameters]
+    if unknown:
+        allowed = TORCH_ONLY.get(unknown[0]) or ", ".join(list(kind.parameters)[1:])
+        raise TypeError(f"{rule.class_name}: no argument {unknown[0]!r}; allowed: {allowed}")
+    bound = kind.bind(params, *args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)

@@ -43,6 +43,7 @@ ADAGRAD = Rule(
     },
     scope="element",
     weight_decay_mode="l2",
+    state_first=True,
     batch_scaling="sqrt",
     sparse=lambda hyper: True,
     paper="Duchi et al., JMLR 2011, https://jmlr.org/papers/v12/duchi11a.html",
