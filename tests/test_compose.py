@@ -1,6 +1,7 @@
 """docker-compose.yml without Docker: its settings, and its commands run as real processes."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,10 +20,13 @@ import psycopg
 import pytest
 import yaml
 
+from tests.jobs import TASKS
 from tests.servers import PostgresServer, free_port, kill_group, start_process, wait_until
 from tests.store import test_conformance
 from tests.store.samples import make_evaluation, make_finished_trial, make_study, make_trial
+from tests.study.specs import study_data, toml_of
 from tuner.errors import BackendError
+from tuner.service import sync_mlflow
 from tuner.store.mlflow import connect, experiment_url, find_experiment, ping, sync
 from tuner.store.schema import check
 from tuner.store.sink import MlflowSink
@@ -261,6 +266,32 @@ def test_a_study_is_kept_and_shown(
     assert top.info.artifact_uri.startswith("mlflow-artifacts:/")  # through the server
     downloaded = Path(client.download_artifacts(top.info.run_id, "report.html", str(tmp_path)))
     assert downloaded.read_text() == "<p>sgd</p>"
+
+
+def test_the_command_line_runs_a_study_on_it(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(toml_of(study_data()))
+    environment = {
+        **os.environ,
+        "TUNER_STORAGE": stack.storage_url,
+        "TUNER_MLFLOW_URI": stack.mlflow_uri,
+        "PYTHONPATH": str(TASKS),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "study", "start", "small.toml", "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["study"] == "small"
+    with closing(open_store(stack.storage_url)) as store:
+        rows = [store.get_study("small"), *store.trials("small")]
+        report = sync_mlflow("small", store, stack.mlflow_uri)
+    assert (report.created, report.completed, report.unchanged) == (0, 0, len(rows) + 2)
+    told = done.stdout + done.stderr + "".join(row.model_dump_json() for row in rows)
+    assert SECRETS["TUNER_DB_PASSWORD"] not in told
+    assert not list(tmp_path.rglob("*.db"))  # nothing is kept on the laptop
 
 
 def test_a_server_killed_in_mid_study_is_repaired_by_sync(stack: Stack, tmp_path: Path) -> None:

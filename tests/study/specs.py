@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ def study_data(**sections: dict[str, Any]) -> dict[str, Any]:
             "lr_range_steps": 40,
         },
         "search": {"batch_size": [8, 32]},
+        "run": {},
         "arms": [ADAMW, SGD],
     }
     for name, keys in sections.items():
@@ -38,6 +40,22 @@ def study_data(**sections: dict[str, Any]) -> dict[str, Any]:
 def study_spec(**sections: Any) -> StudySpec:
     """The same, validated."""
     return parse_spec(study_data(**sections), "test.toml", "test")
+
+
+def toml_of(data: dict[str, Any]) -> str:
+    """A study's data as the text of a study file."""
+    lines = []
+    for section in ("study", "budget", "search", "run"):
+        lines += [f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in data[section].items())]
+    for arm in data["arms"]:
+        lines += ["[[arms]]", *(f"{k} = {_value(v)}" for k, v in arm.items())]
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in value.items())} }}"
+    return json.dumps(value)
 
 
 CURVE = LrCurve(points=[], suggested_lr=1e-2, low=1e-3, high=3e-2, diverges_at=1e-1)

@@ -1,6 +1,5 @@
 """Whole studies with real worker processes: failures, faults, stops, kills and resumes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import psutil
 import pytest
 
 from tests.jobs import TASKS
-from tests.study.specs import ADAMW, SGD, study_data, study_spec
+from tests.study.specs import study_data, study_spec, toml_of
 from tuner import service
 from tuner.errors import NoCompletedTrialError, TaskError, TunerError, UsageError
 from tuner.lease import take_lease
@@ -125,6 +124,37 @@ def test_a_bug_in_the_users_code_stops_the_study_early(env: Environment) -> None
     assert study.state == "failed"
     kinds = Counter(t.failure.kind for t in env.store.trials("small") if t.failure)
     assert kinds["user_error"] == 3
+
+
+def test_a_repaired_bug_is_tried_again(
+    env: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = tmp_path / "repaired"
+    monkeypatch.setenv("REPAIRED", str(flag))
+    with pytest.raises(TaskError, match="not yet"):
+        service.start(study_spec(**QUICK, study={"task": "faulty:until_repaired"}), env)
+    flag.touch()
+    result = service.resume("small", env)
+    assert result.study.state == "completed"
+    assert not any(t.failure for t in env.store.trials("small"))
+
+
+def test_mlflow_follows_a_study_and_sync_finds_nothing_missing(env: Environment) -> None:
+    with_mlflow = replace(env, mlflow_uri=env.home.mlflow_uri)
+    service.start(study_spec(**QUICK), with_mlflow)
+    report = service.sync_mlflow("small", env.store, env.home.mlflow_uri)
+    runs = len(env.store.trials("small")) + 2 + 1  # trials, arms, study
+    assert (report.created, report.completed, report.unchanged) == (0, 0, runs)
+
+
+def test_a_study_does_not_need_mlflow(env: Environment, capfd: pytest.CaptureFixture[str]) -> None:
+    down = replace(env, mlflow_uri="http://127.0.0.1:9")
+    result = service.start(study_spec(**QUICK), down)
+    assert result.study.state == "completed"
+    errors = capfd.readouterr().err
+    assert errors.count("tuner mlflow sync small") == 1
+    report = service.sync_mlflow("small", env.store, env.home.mlflow_uri)
+    assert report.created == len(env.store.trials("small")) + 3
 
 
 def test_a_study_that_diverges_everywhere_has_no_answer(env: Environment) -> None:
@@ -250,20 +280,7 @@ def test_a_dead_coordinator_of_this_host_is_succeeded_at_once(env: Environment) 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with a study file, as a user has it."""
-    data = study_data(run={"slots": 2})
-    lines = []
-    for section in ("study", "budget", "search", "run"):
-        lines += [f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in data[section].items())]
-    for arm in (ADAMW, SGD):
-        args = arm.get("optimizer_args", {})
-        inline = ", ".join(f"{k} = {v}" for k, v in args.items())
-        lines += [
-            "[[arms]]",
-            f'optimizer = "{arm["optimizer"]}"',
-            f'schedule = "{arm["schedule"]}"',
-        ]
-        lines += [f"optimizer_args = {{ {inline} }}"]
-    (tmp_path / "small.toml").write_text("\n".join(lines))
+    (tmp_path / "small.toml").write_text(toml_of(study_data(run={"slots": 2})))
     return tmp_path
 
 

@@ -155,3 +155,14 @@ def memory_for_six() -> Task:
         return tiny.cross_entropy(model, batch)
 
     return tiny.build(loss=loss)
+
+
+def until_repaired() -> Task:
+    """Fails after the check until the file $REPAIRED exists."""
+
+    def action(loss: Tensor) -> Tensor:
+        if not Path(os.environ["REPAIRED"]).exists():
+            raise RuntimeError("not yet repaired")
+        return loss
+
+    return at_step(5, action)
