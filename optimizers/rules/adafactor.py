@@ -9,7 +9,7 @@ loop takes the first parameter's for all).
 
 from __future__ import annotations
 
-from math import nan
+from math import nan, sqrt
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from optimizers.rules.ranges import epsilon, learning_rate, weight_decay
 
 def root_mean_square(values: Tensor) -> Tensor:
     """The size of a typical entry."""
-    return torch.linalg.vector_norm(values) / values.numel() ** 0.5
+    norm: Tensor = torch.linalg.vector_norm(values)
+    return norm / sqrt(values.numel())
 
 
 def second_moment(grad: Tensor, state: State, beta2: Scalar, eps1: Scalar) -> tuple[Tensor, State]:
