@@ -14,6 +14,7 @@ from torch import Tensor
 
 from optimizers.core import Rule, State, Values
 from optimizers.precision import HALF, as_real, compute_dtype
+from optimizers.sharding import plain
 
 Group = dict[str, Any]
 
@@ -44,14 +45,21 @@ def allocate(rule: Rule, param: Tensor, state: State, hyper: Values, low_precisi
         state[key] = torch.view_as_complex(value) if is_pair else value
 
 
+def fresh(rule: Rule, param: Tensor, hyper: Values, low_precision: str) -> State:
+    """The state of a parameter before its first update."""
+    state: State = {}
+    allocate(rule, param, state, hyper, low_precision)
+    return state
+
+
 def rule_state(state: State) -> State:
     """The tensors that the rule itself asked for, real."""
-    return {key: as_real(value) for key, value in state.items() if key not in OWN}
+    return {key: plain(value) for key, value in state.items() if key not in OWN}
 
 
 def compensation(state: State) -> Tensor | None:
     """What the parameter could not hold, real, if that is kept."""
-    return as_real(state[COMPENSATION]) if COMPENSATION in state else None
+    return plain(state[COMPENSATION]) if COMPENSATION in state else None
 
 
 def saved_states(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from optimizers.core import Scalar, where
+from optimizers.sharding import reduced
 
 Scales: TypeAlias = list[Scalar]
 
@@ -27,12 +28,37 @@ def entries(grad: Tensor) -> Tensor:
     return grad.coalesce().values() if grad.is_sparse else grad
 
 
-def grad_norm(grad: Tensor, at_least: torch.dtype = torch.float32) -> Tensor:
-    """The L2 norm of one gradient, 0-D, accumulated in ``at_least`` or wider."""
+def part_norm(grad: Tensor, at_least: torch.dtype) -> Tensor:
+    """The L2 norm of one gradient; over shards it is pending, and to be completed by `reduced`."""
     grad = entries(grad)
     wide = torch.promote_types(grad.dtype, at_least)
     norm: Tensor = torch.linalg.vector_norm(grad, dtype=wide)
     return norm
+
+
+def grad_norms(grads: Iterable[Tensor], at_least: torch.dtype = torch.float32) -> list[Tensor]:
+    """The L2 norm of each gradient, 0-D, accumulated in ``at_least`` or wider.
+
+    Gradients that are sharded over processes count whole, in one collective for all of them.
+    """
+    return reduced([part_norm(grad, at_least) for grad in grads])
+
+
+def as_floats(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of 0-D tensors, waiting once per device for all of them."""
+    kinds: dict[object, list[int]] = {}
+    for index, scalar in enumerate(scalars):
+        kinds.setdefault((scalar.device, scalar.dtype), []).append(index)
+    values: dict[int, float] = {}
+    for indices in kinds.values():
+        values |= zip(indices, torch.stack([scalars[i] for i in indices]).tolist(), strict=True)
+    return [values[index] for index in range(len(scalars))]
+
+
+def is_finite(grad: Tensor) -> bool:
+    """Whether every entry is finite, also those that other processes hold."""
+    wrong = torch.isfinite(entries(grad)).logical_not().to(torch.float32)
+    return not float(grad_norms([wrong])[0])
 
 
 def combine_norms(norms: Sequence[Tensor]) -> Tensor:
@@ -47,7 +73,7 @@ def combine_norms(norms: Sequence[Tensor]) -> Tensor:
 
 def global_norm(grads: Iterable[Tensor]) -> Tensor:
     """The L2 norm over all gradients together, 0-D."""
-    return combine_norms([grad_norm(grad) for grad in grads])
+    return combine_norms(grad_norms(grads))
 
 
 def norm_scale(norm: Scalar, limit: Scalar) -> Scalar:

@@ -20,10 +20,11 @@ from optimizers.core import DecayMode, Rule, Values
 from optimizers.engines import Batch, get_engine, share, usable
 from optimizers.groups import split_group
 from optimizers.points import move, observe
-from optimizers.precision import LOW_PRECISION, as_real
+from optimizers.precision import LOW_PRECISION
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
 from optimizers.scheduling import check_schedule, group_values
+from optimizers.sharding import check_whole, local_scale, placed_like, plain
 from optimizers.signatures import bind, signature
 
 logger = logging.getLogger("optimizers")
@@ -55,7 +56,7 @@ class Optimizer(torch.optim.Optimizer):
     engine: how the rule runs (`optimizers.engines`).
 
     Raises ValueError for values out of bounds, TypeError for sparse gradients of rules that have
-    no sparse form and for complex parameters of rules that are not elementwise.
+    no sparse form and for complex or sharded parameters of rules that are not elementwise.
     """
 
     rule: ClassVar[Rule]
@@ -110,6 +111,7 @@ class Optimizer(torch.optim.Optimizer):
             super().add_param_group(group)
             try:
                 self._validate_group(self.param_groups[-1])
+                self._refuse_shards(len(self.param_groups) - 1)
             except (TypeError, ValueError):
                 del self.param_groups[before:]
                 raise
@@ -130,6 +132,11 @@ class Optimizer(torch.optim.Optimizer):
             )
         if rule.scope != "element" and any(p.is_complex() for p in group["params"]):
             raise TypeError(f"{owner}: complex parameters are not supported")
+
+    def _refuse_shards(self, group_index: int) -> None:
+        group = self.param_groups[group_index]
+        names = [self.parameter_name(group_index, index) for index in range(len(group["params"]))]
+        check_whole(self.rule_of(group), zip(names, group["params"], strict=True))
 
     def parameter_name(self, group_index: int, index: int) -> str:
         """The name of a parameter, as good as it is known."""
@@ -215,7 +222,9 @@ class Optimizer(torch.optim.Optimizer):
             mode=mode,
             hyper=hyper,
             params=params,
-            grads=[usable(param.grad, rule, mode, hyper, whole) for param in params],
+            grads=[
+                usable(placed_like(param.grad, param), rule, mode, hyper, whole) for param in params
+            ],
             bound=self.clip.value,
             maximize=group["maximize"],
             stochastic=self.low_precision == "stochastic",
@@ -225,15 +234,15 @@ class Optimizer(torch.optim.Optimizer):
         """Fill in the clipping scales; False when the step has to be skipped."""
         grads = [grad for batch in batches for grad in batch.grads]
         params = [param for batch in batches for param in batch.params]
-        norms = [float(clipping.grad_norm(grad)) for grad in grads]
+        norms = clipping.as_floats(clipping.grad_norms(grads))
         if not math.isfinite(sum(norms)):
             if self.skip_nonfinite and self._report_nonfinite():
                 return False
-            norms = [float(clipping.grad_norm(grad, torch.float64)) for grad in grads]
+            norms = clipping.as_floats(clipping.grad_norms(grads, torch.float64))
         total = self.last_grad_norm = math.hypot(*norms)
         scales = iter(self.clip.scales(grads, params, norms, total))
         for batch in batches:
-            batch.scales.extend(next(scales) for _ in batch.grads)
+            batch.scales.extend(local_scale(next(scales)) for _ in batch.grads)
         return True
 
     def _report_nonfinite(self) -> bool:
@@ -241,7 +250,7 @@ class Optimizer(torch.optim.Optimizer):
         for group_index, group in enumerate(self.param_groups):
             for index, param in enumerate(group["params"]):
                 grad = param.grad
-                if grad is None or bool(torch.isfinite(clipping.entries(grad)).all()):
+                if grad is None or clipping.is_finite(grad):
                     continue
                 self.nonfinite_parameter = self.parameter_name(group_index, index)
                 self.skipped_steps += 1
@@ -317,8 +326,8 @@ class Optimizer(torch.optim.Optimizer):
             batch.steps.append(state["step"].item())
             batch.states.append(checkpoint.rule_state(state))
             batch.compensations.append(checkpoint.compensation(state))
-            batch.params[index] = as_real(param)
-            batch.grads[index] = as_real(batch.grads[index])
+            batch.params[index] = plain(param)
+            batch.grads[index] = plain(batch.grads[index])
 
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint, which torch's optimizer with the same rule can load, too."""
@@ -328,8 +337,8 @@ class Optimizer(torch.optim.Optimizer):
             saved.update(checkpoint.for_torch(group, rule))
             for index, param in zip(saved["params"], group["params"], strict=True):
                 if rule.state_first and index not in checkpoint_dict["state"]:
-                    state = checkpoint_dict["state"][index] = {}
-                    checkpoint.allocate(rule, param, state, self.hyper(group), self.low_precision)
+                    fresh = checkpoint.fresh(rule, param, self.hyper(group), self.low_precision)
+                    checkpoint_dict["state"][index] = fresh
         return checkpoint_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 from optimizers.checkpoint import TRAIN_POINT, compensation, rule_state
 from optimizers.core import Points, Rule, State, Values
 from optimizers.engines import store
-from optimizers.precision import as_real, widen
+from optimizers.precision import widen
+from optimizers.sharding import placed_like, plain
 
 
 def move(
@@ -29,9 +30,9 @@ def move(
         state = states.get(param)
         if not state:
             continue
-        view = as_real(param)
+        view = plain(param)
         if not to_eval:
-            view.copy_(as_real(state.pop(TRAIN_POINT)))
+            view.copy_(plain(state.pop(TRAIN_POINT)))
             continue
         state[TRAIN_POINT] = param.detach().clone()
         exact = widen(view, compensation(state))
@@ -47,7 +48,7 @@ def observe(
     for param in params:
         if param.grad is None:
             continue
-        view, grad = as_real(param), as_real(param.grad)
+        view, grad = plain(param), plain(placed_like(param.grad, param))
         state, t = rule_state(states[param]), float(states[param]["step"])
         exact = widen(view, compensation(states[param]))
         store(state, rule.observe(grad.to(exact.dtype), exact, state, hyper, t))

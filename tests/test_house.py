@@ -21,6 +21,7 @@ LAYERS = {
         ("optimizers.core",),
         ("optimizers.rules", "optimizers.signatures"),
         ("optimizers.precision",),
+        ("optimizers.sharding",),
         ("optimizers.clipping", "optimizers.schedules", "optimizers.groups", "optimizers.monitor"),
         ("optimizers.engines", "optimizers.population", "optimizers.scheduling"),
         ("optimizers.checkpoint",),

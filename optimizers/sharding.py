@@ -1,0 +1,79 @@
+"""Parameters that are spread over processes (FSDP2, tensor parallelism): DTensors.
+
+State is allocated as DTensors, so that checkpoints see its placement; rules run on each process's
+own part, which is right for entries that do not see each other. Norms are over all parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeGuard, cast
+
+import torch
+from torch import Tensor
+
+from optimizers.core import Rule, Scalar
+from optimizers.precision import as_real
+
+if TYPE_CHECKING:  # importing it takes as long as all of torch
+    from torch.distributed.tensor import DTensor
+
+
+def is_distributed(tensor: object) -> TypeGuard[DTensor]:
+    """Whether a tensor says where on a mesh of processes its entries are."""
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether no process holds the whole tensor; the same answer on all of them."""
+    return is_distributed(tensor) and any(
+        size > 1 and not placement.is_replicate()
+        for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    )
+
+
+def check_whole(rule: Rule, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise TypeError for a sharded parameter, unless the entries do not see each other."""
+    for name, param in named:
+        if rule.scope != "element" and is_sharded(param):
+            raise TypeError(
+                f"{rule.class_name}: {name} is sharded over processes, and this rule needs whole "
+                "tensors; allowed: an elementwise rule such as AdamW or Lion, or replicas (DDP)"
+            )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's own part, as a view; ordinary tensors as they are."""
+    return tensor.to_local() if is_distributed(tensor) else tensor
+
+
+def local_scale(scale: Scalar) -> Scalar:
+    """What multiplies this process's part of a gradient."""
+    return local(scale) if isinstance(scale, Tensor) else scale
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A view as rules take it: this process's part, complex entries as pairs of reals."""
+    return as_real(local(tensor))
+
+
+def placed_like(grad: Tensor, param: Tensor) -> Tensor:
+    """A gradient placed as its parameter is (sums that are still pending are taken)."""
+    if not (is_distributed(grad) and is_distributed(param)) or grad.placements == param.placements:
+        return grad
+    return grad.redistribute(param.device_mesh, param.placements)
+
+
+def reduced(scalars: Sequence[Tensor]) -> list[Tensor]:
+    """0-D tensors with what is pending between processes done, in one collective per kind."""
+    kinds: dict[object, list[int]] = {}
+    for index, scalar in enumerate(scalars):
+        if is_distributed(scalar):
+            kind = (scalar.device_mesh, scalar.placements, scalar.dtype)
+            kinds.setdefault(kind, []).append(index)
+    done = list(scalars)
+    for indices in kinds.values():
+        together = cast("DTensor", torch.stack([scalars[index] for index in indices]))
+        for index, value in zip(indices, together.full_tensor().unbind(), strict=True):
+            done[index] = value
+    return done
