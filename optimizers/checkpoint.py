@@ -32,7 +32,9 @@ def allocate(rule: Rule, param: Tensor, state: State, hyper: Values, low_precisi
     begins anew.
     """
     real = as_real(param.detach())
-    if low_precision == "kahan" and real.dtype in HALF and COMPENSATION not in state:
+    if low_precision != "kahan":
+        state.pop(COMPENSATION, None)
+    elif real.dtype in HALF and COMPENSATION not in state:
         state[COMPENSATION] = torch.zeros_like(param, requires_grad=False)
     fresh = rule.state(real.to(compute_dtype(real.dtype)), hyper)
     if "step" in state and fresh.keys() <= state.keys():
@@ -95,6 +97,19 @@ def restore_tensor(param: Tensor, value: Tensor, *, exact: bool) -> Tensor:
     if value.shape != param.shape:
         return value.to(param.device, dtype, copy=True)
     return torch.empty_like(param, dtype=dtype, requires_grad=False).copy_(value)
+
+
+def check_shapes(rule: Rule, param: Tensor, state: State, hyper: Values) -> None:
+    """Raise ValueError unless loaded state has the shapes that the rule gives this parameter."""
+    shape = (*param.shape, 2) if param.is_complex() else param.shape
+    expected = rule.state(torch.empty(shape, device="meta"), hyper)
+    for key, value in expected.items():
+        actual = as_real(state[key]).shape if key in state else value.shape
+        if actual != value.shape:
+            raise ValueError(
+                f"{rule.class_name}: the checkpoint's {key} has shape {tuple(actual)}; allowed "
+                f"for a parameter of shape {tuple(param.shape)}: {tuple(value.shape)}"
+            )
 
 
 def for_torch(group: Group, rule: Rule) -> Group:

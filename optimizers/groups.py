@@ -17,6 +17,7 @@ NORM_LAYERS = (
     nn.RMSNorm,
 )
 NORM_NAME = re.compile(r"(Batch|Layer|Group|Instance|RMS)Norm|Norm(\d[dD])?$")
+DECAY_MODES = ("l2", "decoupled", "independent", "inside")
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -104,6 +105,26 @@ def param_groups(
             groups[key] = group
         groups[key]["params"].append((name, param))
     return list(groups.values())
+
+
+def decay_modes(rule: Rule) -> list[str]:
+    """The places for weight decay that a rule allows."""
+    if rule.points is not None and rule.weight_decay_mode == "inside":
+        return ["l2", "inside"]  # decay beside the rule would reach one of its two points only
+    return [m for m in DECAY_MODES if m != "inside" or rule.weight_decay_mode == "inside"]
+
+
+def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
+    """Raise ValueError or TypeError, in one line, for what a rule cannot do with a group."""
+    rule.validate(group)
+    mode, allowed = group["weight_decay_mode"], decay_modes(rule)
+    if mode not in allowed:
+        raise ValueError(
+            f"{rule.class_name}: weight_decay_mode={mode!r} is not valid; allowed: "
+            f"{', '.join(allowed)}"
+        )
+    if rule.scope != "element" and any(param.is_complex() for param in group["params"]):
+        raise TypeError(f"{rule.class_name}: complex parameters are not supported")
 
 
 def split_group(

@@ -18,7 +18,7 @@ import torch
 from optimizers import checkpoint, clipping, schedules
 from optimizers.core import DecayMode, Rule, Values
 from optimizers.engines import Batch, get_engine, share, usable
-from optimizers.groups import split_group
+from optimizers.groups import check_group, split_group
 from optimizers.points import move, observe
 from optimizers.precision import LOW_PRECISION
 from optimizers.rules import get_rule
@@ -30,14 +30,6 @@ from optimizers.signatures import bind, signature
 logger = logging.getLogger("optimizers")
 
 Group = dict[str, Any]
-DECAY_MODES = ("l2", "decoupled", "independent", "inside")
-
-
-def decay_modes(rule: Rule) -> list[str]:
-    """The places for weight decay that a rule allows."""
-    if rule.points is not None and rule.weight_decay_mode == "inside":
-        return ["l2", "inside"]  # decay beside the rule would reach one of its two points only
-    return [m for m in DECAY_MODES if m != "inside" or rule.weight_decay_mode == "inside"]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -110,7 +102,7 @@ class Optimizer(torch.optim.Optimizer):
                     group.setdefault(key, self.param_groups[0][key])
             super().add_param_group(group)
             try:
-                self._validate_group(self.param_groups[-1])
+                check_group(rule, self.param_groups[-1])
                 self._refuse_shards(len(self.param_groups) - 1)
             except (TypeError, ValueError):
                 del self.param_groups[before:]
@@ -119,19 +111,6 @@ class Optimizer(torch.optim.Optimizer):
     def rule_of(self, group: Group) -> Rule:
         """The rule that a group runs: the class's own unless the group names another."""
         return get_rule(group["rule"]) if "rule" in group else self.rule
-
-    def _validate_group(self, group: Group) -> None:
-        rule = self.rule_of(group)
-        owner = rule.class_name
-        rule.validate(group)
-        mode = group["weight_decay_mode"]
-        allowed = decay_modes(rule)
-        if mode not in allowed:
-            raise ValueError(
-                f"{owner}: weight_decay_mode={mode!r} is not valid; allowed: {', '.join(allowed)}"
-            )
-        if rule.scope != "element" and any(p.is_complex() for p in group["params"]):
-            raise TypeError(f"{owner}: complex parameters are not supported")
 
     def _refuse_shards(self, group_index: int) -> None:
         group = self.param_groups[group_index]
@@ -364,8 +343,11 @@ class Optimizer(torch.optim.Optimizer):
             self.state[param] = checkpoint.restore(param, saved)
         newest = max((float(s["step"]) for s in self.state.values() if "step" in s), default=0.0)
         for group in self.param_groups:
-            checkpoint.complete(group, self.rule_of(group), self.defaults, newest)
-            self._validate_group(group)
+            rule = self.rule_of(group)
+            checkpoint.complete(group, rule, self.defaults, newest)
+            check_group(rule, group)
+            for param in filter(self.state.get, group["params"]):
+                checkpoint.check_shapes(rule, param, self.state[param], self.hyper(group))
         self._last_lrs = None
         self._zeros = {}
 

@@ -363,6 +363,15 @@ def test_a_checkpoint_of_another_model_is_refused():
         opt.load_state_dict(other.state_dict())
 
 
+def test_a_checkpoint_of_other_shapes_is_refused():
+    first, other = leaf(torch.ones(3)), leaf(torch.ones(2, 3))
+    opt = optimizers.AdamW([first])
+    drive(opt, first, [torch.ones(3)])
+    message = r"exp_avg has shape \(3,\); allowed for a parameter of shape \(2, 3\): \(2, 3\)"
+    with pytest.raises(ValueError, match=message):
+        optimizers.AdamW([other]).load_state_dict(opt.state_dict())
+
+
 @pytest.mark.parametrize("engine", ["fast", None, ""])
 def test_unknown_engine(engine):
     with pytest.raises(ValueError, match=r"engine=.* is not valid; allowed: auto, eager") as caught:

@@ -92,6 +92,19 @@ def test_skipped_steps_leave_the_compensation(dtype):
     assert opt.skipped_steps == 1
 
 
+@pytest.mark.parametrize("low_precision", ["stochastic", "none"])
+def test_another_remedy_takes_over_from_a_checkpoint(low_precision):
+    start, grads = problem((5, 3), 4, torch.bfloat16)
+    one, two = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    first = optimizers.AdamW([one])
+    drive(first, one, grads[:2])
+    second = optimizers.AdamW([two], low_precision=low_precision)
+    second.load_state_dict(first.state_dict())
+    drive(second, two, grads[2:])
+    assert "compensation" in first.state[one]
+    assert "compensation" not in second.state[two]
+
+
 def test_checkpoints_of_torch_begin_with_nothing_lost():
     start, grads = problem((5, 3), 3, torch.bfloat16)
     theirs, mine = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
