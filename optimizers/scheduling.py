@@ -57,9 +57,11 @@ def group_values(
         for key, value in rule.flatten(group).items()
     }
     factor = scheduled_factor(group, schedule, total_steps)
-    # an LR scheduler on top counts as schedule too: independent decay follows it
+    # an LR scheduler on top counts as schedule too: independent decay follows it, and a learning
+    # rate of zero stops it (torch.distributed.checkpoint allocates state by such a step)
     initial = group.get("initial_lr")
-    flat["schedule"] = factor * flat["lr"] / float(initial) if initial else factor
+    pace = flat["lr"] / float(initial) if initial else float(flat["lr"] != 0)
+    flat["schedule"] = factor * pace
     flat["lr"] *= factor
     for name, value in cycled(rule, group, schedule, total_steps).items():
         if flat.get(name):
