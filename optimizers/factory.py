@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from optimizers.classes import CLASSES
-from optimizers.groups import param_groups
+from optimizers.construct import from_rule
 from optimizers.optimizer import Optimizer
-from optimizers.rules import get_rule
+from optimizers.wrappers import WRAPPERS
 
 
 def create(name: str, model_or_params: nn.Module | Iterable[Any], **arguments: Any) -> Optimizer:
     """An optimizer by name; packed arguments may also come one by one (``beta1=0.95``).
 
     A model is split by `param_groups`, so biases and normalisation layers do not decay;
-    ``decay_embeddings`` and ``layer_decay`` are passed on to it. Raises ValueError for an unknown
-    name or a value out of bounds, TypeError for an unknown argument.
+    ``decay_embeddings`` and ``layer_decay`` are passed on to it. A rule for matrices (muon) gets
+    those of the hidden layers. ``"sam"``, ``"asam"`` and ``"lookahead"`` take ``base="adamw"`` and
+    that rule's arguments besides their own; the result offers all that its base does. Raises
+    ValueError for an unknown name or a value out of bounds, TypeError for an unknown argument.
     """
-    rule = get_rule(name)
-    arguments = rule.pack(arguments)
-    params: Any = model_or_params
-    if isinstance(model_or_params, nn.Module):
-        grouping = {
-            key: arguments.pop(key)
-            for key in ("decay_embeddings", "layer_decay")
-            if key in arguments
-        }
-        effective = {**rule.arguments, **arguments}
-        params = param_groups(
-            model_or_params, effective["weight_decay"], lr=effective["lr"], **grouping
-        )
-    return CLASSES[name](params, **arguments)
+    if name in WRAPPERS:
+        return cast(Optimizer, WRAPPERS[name](model_or_params, **arguments))
+    return from_rule(name, model_or_params, **arguments)

@@ -127,6 +127,30 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
         raise TypeError(f"{rule.class_name}: complex parameters are not supported")
 
 
+def hidden_groups(
+    model: nn.Module, groups: list[dict[str, Any]], partner: str
+) -> list[dict[str, Any]]:
+    """Take embeddings and the output head out of groups of a rule for hidden matrices.
+
+    They go to groups of the rule ``partner``. The head is the model's last linear layer, unless it
+    is the only matrix. ``groups`` are those of `param_groups`.
+    """
+    held = [(module, param) for _, module, param in owners(model) if param.dim() >= 2]
+    chosen = {param for module, param in held if isinstance(module, EMBEDDINGS)}
+    inner = [(module, param) for module, param in held if param not in chosen]
+    if len(inner) > 1:
+        chosen |= set([param for module, param in inner if isinstance(module, nn.Linear)][-1:])
+    result = []
+    for group in groups:
+        inside = [(name, param) for name, param in group["params"] if param not in chosen]
+        outside = [(name, param) for name, param in group["params"] if param in chosen]
+        if inside:
+            result.append({**group, "params": inside})
+        if outside:
+            result.append({**group, "params": outside, "rule": partner})
+    return result
+
+
 def split_group(
     rule: Rule, group: dict[str, Any], defaults: Mapping[str, Any]
 ) -> list[dict[str, Any]]:

@@ -1,0 +1,35 @@
+"""An optimizer of one rule, for parameters or for a model whose parameters it sorts into groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from optimizers.classes import CLASSES
+from optimizers.groups import hidden_groups, param_groups
+from optimizers.optimizer import Optimizer
+from optimizers.rules import get_rule
+
+GROUPING = ("decay_embeddings", "layer_decay")
+
+
+def from_rule(
+    name: str,
+    model_or_params: nn.Module | Iterable[Any],
+    **arguments: Any,
+) -> Optimizer:
+    """The optimizer of a rule by name; see `optimizers.create`."""
+    rule = get_rule(name)
+    arguments = rule.pack(arguments)
+    params: Any = model_or_params
+    if isinstance(model_or_params, nn.Module):
+        grouping = {key: arguments.pop(key) for key in GROUPING if key in arguments}
+        effective = {**rule.arguments, **arguments}
+        params = param_groups(
+            model_or_params, effective["weight_decay"], lr=effective["lr"], **grouping
+        )
+        if rule.partner is not None:
+            params = hidden_groups(model_or_params, params, rule.partner.rule)
+    return CLASSES[name](params, **arguments)

@@ -1,0 +1,104 @@
+"""Muon: which parameters it takes, what it makes of a convolution, and its AdamW partner."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import optimizers
+from tests.optimizers.helpers import drive, problem
+
+
+class Language(nn.Module):
+    """Embedding, two hidden matrices, a norm and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.blocks = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 6))
+        self.head = nn.Linear(6, 11)
+
+    def forward(self, tokens):
+        return self.head(self.blocks(self.embedding(tokens)))
+
+
+def names_by_rule(opt):
+    found = {}
+    for group in opt.param_groups:
+        found.setdefault(group.get("rule", "muon"), []).extend(group["param_names"])
+    return {rule: sorted(names) for rule, names in found.items()}
+
+
+def test_a_model_gives_its_hidden_matrices():
+    opt = optimizers.create("muon", Language(), lr=0.02, adamw_lr=0.01)
+    assert names_by_rule(opt) == {
+        "muon": ["blocks.0.weight", "blocks.2.weight"],
+        "adamw": [
+            "blocks.0.bias", "blocks.1.bias", "blocks.1.weight", "blocks.2.bias",
+            "embedding.weight", "head.bias", "head.weight",
+        ],
+    }  # fmt: skip
+    decayed = {name for g in opt.param_groups if g["weight_decay"] for name in g["param_names"]}
+    assert {name.rsplit(".", 1)[1] for name in decayed} == {"weight"}
+    assert {g["lr"] for g in opt.param_groups if "rule" in g} == {0.01}
+
+
+@pytest.mark.parametrize(
+    ("model", "hidden"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4)), ["0.weight"]),
+        (nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4)), ["1.weight"]),
+    ],
+)
+def test_the_last_linear_layer_is_the_head_unless_it_is_all_there_is(model, hidden):
+    assert names_by_rule(optimizers.create("muon", model))["muon"] == hidden
+
+
+def test_groups_may_name_the_partner():
+    model = Language()
+    outer = [model.embedding.weight, model.head.weight]
+    body = list(model.blocks.parameters())
+    opt = optimizers.Muon([{"params": body}, {"params": outer, "rule": "adamw"}], adamw_lr=0.125)
+    assert [len(group["params"]) for group in opt.param_groups] == [2, 4, 2]
+    assert opt.param_groups[2]["lr"] == 0.125
+
+
+def test_the_direction_is_close_to_orthogonal():
+    start, grads = problem((8, 4, 3, 3), 1)
+    param = nn.Parameter(start.clone())
+    opt = optimizers.Muon([param], lr=1.0, weight_decay=0.0)
+    moved = start - drive(opt, param, grads)[-1]
+    values = torch.linalg.svdvals(moved.reshape(8, 36))
+    assert (values > 0.6).all()
+    assert (values < 1.3).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_learns_and_resumes(dtype):
+    torch.manual_seed(0)
+    model = Language().to(dtype)
+    tokens = torch.randint(11, (256,))
+    opt = optimizers.create("muon", model, lr=0.02, adamw_lr=0.01)
+
+    def go(model, opt, steps):
+        for _ in range(steps):
+            opt.zero_grad()
+            loss = nn.functional.cross_entropy(model(tokens), tokens)
+            loss.backward()
+            opt.step()
+        return loss.item()
+
+    first = go(model, opt, 1)
+    go(model, opt, 20)
+    twin = copy.deepcopy(model)
+    resumed = optimizers.create("muon", twin)
+    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert go(model, opt, 40) == go(twin, resumed, 40) < 0.2 * first
+
+
+def test_bad_values_are_named_with_their_own_argument():
+    with pytest.raises(ValueError, match=r"Muon: adamw_lr=-1.0 is not valid"):
+        optimizers.Muon([nn.Parameter(torch.zeros(3))], adamw_lr=-1.0)
+    with pytest.raises(ValueError, match=r"Muon: ns_steps=100 is not valid; allowed: 1..99"):
+        optimizers.Muon([nn.Parameter(torch.zeros(3))], ns_steps=100)
