@@ -52,6 +52,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     rule: ClassVar[Rule]
+    passes: ClassVar[int] = 1  # how often a step calls its closure
 
     def __init__(self, params: Iterable[Any], *args: Any, **kwargs: Any) -> None:
         given = bind(self.rule, params, args, kwargs)
