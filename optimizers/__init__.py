@@ -14,6 +14,8 @@ from optimizers.clipping import clip_grad_norm_
 from optimizers.core import Hyper, Option, Rule
 from optimizers.factory import create
 from optimizers.groups import param_groups
+from optimizers.mistakes import OptimizerWarning
+from optimizers.monitor import Monitor
 from optimizers.optimizer import Optimizer
 from optimizers.rules import get_rule, names
 from optimizers.wrappers import ASAM, SAM, Lookahead, frozen_statistics
@@ -23,7 +25,9 @@ __all__ = [
     "SAM",
     "Hyper",
     "Lookahead",
+    "Monitor",
     "Optimizer",
+    "OptimizerWarning",
     "Option",
     "Rule",
     "clip_grad_norm_",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
 
 from optimizers.classes import CLASSES
 from optimizers.groups import hidden_groups, param_groups
+from optimizers.mistakes import warn
 from optimizers.optimizer import Optimizer
 from optimizers.rules import get_rule
 
@@ -18,6 +19,8 @@ GROUPING = ("decay_embeddings", "layer_decay")
 def from_rule(
     name: str,
     model_or_params: nn.Module | Iterable[Any],
+    *,
+    silence: Collection[str] = (),
     **arguments: Any,
 ) -> Optimizer:
     """The optimizer of a rule by name; see `optimizers.create`."""
@@ -32,4 +35,7 @@ def from_rule(
         )
         if rule.partner is not None:
             params = hidden_groups(model_or_params, params, rule.partner.rule)
-    return CLASSES[name](params, **arguments)
+    optimizer = CLASSES[name](params, **arguments)
+    if isinstance(model_or_params, nn.Module):
+        warn(rule, arguments, model_or_params, silence)
+    return optimizer

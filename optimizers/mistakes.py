@@ -87,10 +87,10 @@ MISTAKES: Mapping[str, Mistake] = MappingProxyType(
             "use a validation metric on examples that are not trained on",
         ),
         "OPT007": Mistake(
-            "the batch size changes and the learning rate does not",
-            "the best learning rate grows with the batch size, linearly for SGD and with its root "
-            "for Adam",
-            "search the learning rate, or scale it with the batch size",
+            "one learning rate for several batch sizes",
+            "the best one grows with the batch size, for SGD roughly in proportion and for Adam "
+            "with the root",
+            "search the learning rate, or change it with the batch size",
         ),
     }
 )
