@@ -76,12 +76,8 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     from optuna.distributions import FloatDistribution, IntDistribution
 
     if dimension.values:
-        return IntDistribution(0, len(dimension.values) - 1)  # ordered: neighbours are alike
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def _encode(dimension: Dimension, value: float) -> float | int:
-    return dimension.values.index(int(value)) if dimension.values else value
+        return IntDistribution(0, int(dimension.end))  # ordered: neighbours are alike
+    return FloatDistribution(dimension.start, dimension.end, log=dimension.log)
 
 
 def finite_values(seen: Sequence[Observation], direction: Direction) -> list[float]:
@@ -109,7 +105,7 @@ def _tpe(
     distributions = {d.name: _distribution(d) for d in space}
 
     def frozen(point: Point, **result: object) -> FrozenTrial:
-        params = {d.name: _encode(d, point[d.name]) for d in space}
+        params = {d.name: d.coordinate(point[d.name]) for d in space}
         return create_trial(params=params, distributions=distributions, **result)  # type: ignore[arg-type]
 
     inside = [o for o in seen if all(d.contains(o.point[d.name]) for d in space)]
@@ -130,7 +126,4 @@ def _tpe(
     for point in pending:
         study.add_trial(frozen(point, state=TrialState.RUNNING))
     proposal = study.ask(distributions).params
-    return {
-        d.name: d.values[int(proposal[d.name])] if d.values else float(proposal[d.name])
-        for d in space
-    }
+    return {d.name: d.value(proposal[d.name]) for d in space}

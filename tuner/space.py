@@ -8,11 +8,12 @@ arXiv:1812.06162; square root for Adam-like ones, Malladi et al. 2022, arXiv:220
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from optimizers import get_rule
-from optimizers.core import BatchScaling, Rule
+from optimizers import get_rule, schedules
+from optimizers.core import BatchScaling, Hyper, Rule
 from tuner.records import Configuration, LrCurve
 from tuner.spec import ArmSection, SearchSection, StudySpec
 
@@ -23,13 +24,42 @@ _EXPONENT: dict[BatchScaling, float] = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 @dataclass(frozen=True)
 class Dimension:
-    """One axis: an interval `low..high`, or ordered `values`; a single value is a fixed one."""
+    """One axis: an interval `low..high`, or ordered `values`; a single value is a fixed one.
+
+    The sampler sees a `coordinate`, which runs from `start` to `end`: the place among `values`, one
+    minus the value (`complement`, for betas), or the value itself.
+    """
 
     name: str
     low: float
     high: float
     log: bool = False
     values: tuple[int, ...] = ()
+    complement: bool = False
+
+    @property
+    def start(self) -> float:
+        """The lowest coordinate."""
+        return 0 if self.values else 1 - self.high if self.complement else self.low
+
+    @property
+    def end(self) -> float:
+        """The highest coordinate."""
+        if self.values:
+            return len(self.values) - 1
+        return 1 - self.low if self.complement else self.high
+
+    def coordinate(self, value: float) -> float:
+        """Where a value lies on the axis."""
+        if self.values:
+            return self.values.index(int(value))
+        return min(max(1 - value if self.complement else value, self.start), self.end)
+
+    def value(self, coordinate: float) -> float:
+        """The value at a place of the axis."""
+        if self.values:
+            return self.values[int(coordinate)]
+        return self.clip(1 - coordinate if self.complement else float(coordinate))
 
     def contains(self, value: float) -> bool:
         """Whether the sampler could have proposed the value."""
@@ -46,8 +76,8 @@ class Dimension:
         if self.values:
             return self.values[int(fraction * len(self.values))]
         if self.log:
-            return self.clip(float(self.low * (self.high / self.low) ** fraction))
-        return self.low + fraction * (self.high - self.low)
+            return self.value(self.start * (self.end / self.start) ** fraction)
+        return self.value(self.start + fraction * (self.end - self.start))
 
 
 Space = tuple[Dimension, ...]
@@ -86,7 +116,23 @@ def arm_space(spec: StudySpec, arm: ArmSection, curve: LrCurve | None) -> Space:
         _interval("lr", lr_box(box, rule, curve)),
         Dimension("batch_size", box.batch_size[0], box.batch_size[-1], values=box.batch_size),
         _interval("weight_decay", decay_box(box, rule)),
+        *(_searched(name, given, _row(arm, name)) for name, given in arm.search.items()),
     )
+
+
+def _row(arm: ArmSection, name: str) -> Hyper:
+    """The row of a number that belongs to the arm's optimizer or to its schedule."""
+    hypers = get_rule(arm.optimizer).hypers
+    return hypers[name] if name in hypers else schedules.get_schedule(arm.schedule).numbers()[name]
+
+
+def _searched(name: str, given: Literal["auto"] | tuple[float, float], row: Hyper) -> Dimension:
+    low, high = (row.low, row.high) if given == "auto" else given
+    if row.integer:
+        values = tuple(range(math.ceil(low), math.floor(high) + 1))
+        return Dimension(name, values[0], values[-1], values=values)
+    log = row.log and low > 0 and not (row.complement and high >= 1)
+    return Dimension(name, low, high, log=log, complement=row.complement)
 
 
 def default_point(spec: StudySpec, arm: ArmSection) -> Point:
@@ -97,6 +143,7 @@ def default_point(spec: StudySpec, arm: ArmSection) -> Point:
         "lr": rule.hypers["lr"].default,
         "batch_size": min(box.batch_size, key=lambda b: abs(b - box.reference)),
         "weight_decay": _default_decay(rule),
+        **{name: _row(arm, name).default for name in arm.search},
     }
 
 
@@ -121,19 +168,20 @@ def used_params(spec: StudySpec, arm: ArmSection, point: Point) -> dict[str, Any
         "lr": scale_lr(point["lr"], batch_size, reference, rule.batch_scaling),
         "batch_size": batch_size,
         "weight_decay": point["weight_decay"],
+        **{name: point[name] for name in arm.search},
     }
 
 
 def configuration(arm: ArmSection, params: dict[str, Any]) -> Configuration:
     """The full configuration of a run of this arm."""
     clip = {k: getattr(arm, k) for k in ("clip_norm", "clip_value") if getattr(arm, k) is not None}
-    tuned = {"lr": params["lr"]}
-    if "weight_decay" in get_rule(arm.optimizer).hypers:
-        tuned["weight_decay"] = params["weight_decay"]
+    hypers = get_rule(arm.optimizer).hypers
+    tuned = {k: params[k] for k in ("lr", "weight_decay", *arm.search) if k in hypers}
+    shape = {k: params[k] for k in arm.search if k not in hypers}
     return Configuration(
         optimizer=arm.optimizer,
         optimizer_args={**arm.optimizer_args, **clip, **tuned},
         schedule=arm.schedule,
-        schedule_args=arm.schedule_args,
+        schedule_args={**arm.schedule_args, **shape},
         batch_size=params["batch_size"],
     )

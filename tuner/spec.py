@@ -172,6 +172,14 @@ class RunSection(_Section):
     )  # of the user's code before the study stops
     checkpoint_seconds: float = Field(default=30.0, gt=0)
     prune: bool = True
+    silence: tuple[str, ...] = ()  # codes of warnings that are not wanted, `optimizers.mistakes`
+
+    @field_validator("silence")
+    @classmethod
+    def _known_codes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from optimizers.mistakes import MISTAKES
+
+        return tuple(_known(code, list(MISTAKES), "a warning's code") for code in value)
 
 
 class ArmSection(_Section):
@@ -187,6 +195,8 @@ class ArmSection(_Section):
     lr: LearningRates | None = None
     batch_size: BatchSizes | None = None
     weight_decay: WeightDecays | None = None
+    # Numbers of the optimizer or the schedule to search as well: "auto" = the row's own range.
+    search: dict[str, WeightDecays] = {}
 
     @field_validator("optimizer")
     @classmethod
@@ -213,22 +223,24 @@ class ArmSection(_Section):
         for key in ("lr", "weight_decay", "clip_norm", "clip_value", "schedule", "total_steps"):
             if key in self.optimizer_args:
                 raise ValueError(f"optimizer_args.{key} is a key of the arm or of [search]")
-        allowed = sorted(
-            set(optimizers.get_rule(self.optimizer).arguments) - {"lr", "weight_decay"}
+        rule, schedule = (
+            optimizers.get_rule(self.optimizer),
+            schedules.get_schedule(self.schedule),
         )
-        for key in self.optimizer_args:
-            if key not in allowed:
-                near = _near(key, allowed)
-                raise ValueError(
-                    f"optimizer_args.{key}: unknown to {self.optimizer}{near};"
-                    f" allowed: {', '.join(allowed)}"
-                )
+        _known_keys(
+            "optimizer_args", self.optimizer_args, set(rule.arguments) - {"lr", "weight_decay"}
+        )
+        searchable = (set(rule.hypers) - {"lr", "weight_decay"}) | set(schedule.numbers())
+        _known_keys("search", self.search, searchable)
+        searched = {k: rule.hypers[k].default for k in self.search if k in rule.hypers}
         try:
             schedules.create(self.schedule, **self.schedule_args)
         except (TypeError, ValueError) as error:
             raise ValueError(f"schedule_args: {error}") from None
         try:
-            optimizers.create(self.optimizer, [torch.zeros(1)], **self.optimizer_args)
+            optimizers.create(
+                self.optimizer, [torch.zeros(1)], **{**self.optimizer_args, **searched}
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(f"optimizer_args: {error}") from None
         return self
@@ -285,6 +297,14 @@ class StudySpec(_Section):
 def _near(word: str, allowed: list[str]) -> str:
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}" if close else ""
+
+
+def _known_keys(section: str, given: dict[str, Any], allowed: set[str]) -> None:
+    for key in given:
+        if key not in allowed:
+            near = _near(key, sorted(allowed))
+            choices = ", ".join(sorted(allowed))
+            raise ValueError(f"{section}.{key}: unknown{near}; allowed: {choices}")
 
 
 def _known(value: str, allowed: list[str], what: str) -> str:

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from tests.study.specs import ADAMW, CURVE, SGD, study_spec
 from tuner.search import Observation, finite_values, propose
-from tuner.space import Dimension, arm_space, scale_lr, suggested_point, used_params
+from tuner.space import (
+    Dimension,
+    arm_space,
+    configuration,
+    scale_lr,
+    suggested_point,
+    used_params,
+)
 
 SPACE = (
     Dimension("lr", 1e-5, 10.0, log=True),
@@ -132,3 +139,31 @@ def test_sgd_moves_linearly_and_adamw_by_the_root() -> None:
     point = {"lr": 0.01, "batch_size": 32, "weight_decay": 0.0}
     adamw, sgd = (used_params(spec, arm, point)["lr"] for arm in spec.arms)
     assert (adamw, sgd) == (pytest.approx(0.01 * 2**0.5), pytest.approx(0.02))
+
+
+def test_numbers_of_optimizer_and_schedule_can_be_searched() -> None:
+    """Betas in the logarithm of 1 - beta, whole numbers as such; all end up where they belong."""
+    arm = {
+        "optimizer": "adamw",
+        "schedule": "cosine_restarts",
+        "search": {"beta2": [0.9, 0.999], "cycles": [1, 3], "floor": "auto"},
+    }
+    spec = study_spec(arms=[arm])
+    space = arm_space(spec, spec.arms[0], CURVE)
+    seen = [Observation(propose(space, [], [], "minimize", i, 99, 0), float(i)) for i in range(12)]
+    points = [o.point for o in seen] + [propose(space, seen, [], "minimize", 12, 4, 0)]
+    assert all(d.contains(p[d.name]) for p in points for d in space)
+    assert {p["cycles"] for p in points} == {1, 2, 3}
+    assert sum(p["beta2"] > 0.99 for p in points) in range(4, 10)
+    params = used_params(spec, spec.arms[0], points[-1])
+    used = configuration(spec.arms[0], params)
+    assert used.optimizer_args["beta2"] == points[-1]["beta2"]
+    assert used.schedule_args.keys() == {"cycles", "floor"}
+
+
+@given(fraction=st.floats(0, 1, exclude_max=True))
+def test_a_value_survives_the_way_to_the_sampler_and_back(fraction: float) -> None:
+    for axis in (*SPACE, Dimension("beta", 0.9, 0.9999, log=True, complement=True)):
+        value = axis.at(fraction)
+        assert axis.contains(value)
+        assert axis.value(axis.coordinate(value)) == pytest.approx(value)

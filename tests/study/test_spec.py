@@ -57,6 +57,11 @@ MISTAKES = [
     ({"arms": [{**SGD, "optimizer_args": {"lr": 1}}]}, ["optimizer_args.lr", "[search]"]),
     ({"arms": [{**SGD, "schedule_args": {"warm": 1}}]}, ["schedule_args", "'warm'"]),
     ({"arms": [{**SGD, "clip_norm": -1}]}, ["arms[0].clip_norm", "-1", "greater than 0"]),
+    (
+        {"arms": [{**ADAMW, "search": {"beta3": "auto"}}]},
+        ["search.beta3", "did you mean 'beta", "warmup"],
+    ),
+    ({"arms": [{**ADAMW, "search": {"beta2": [0.9, 0.1]}}]}, ["search.beta2", "low <= high"]),
     ({"run": {"slots": 0}}, ["run.slots", "0", "greater than or equal to 1"]),
 ]
 
