@@ -55,6 +55,15 @@ def together(work: Callable[[int], Any], folder: Path) -> list[Any]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
+def identical(one: Any, two: Any) -> bool:
+    """Whether tensors are equal bit for bit and plain values equal, at any depth."""
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(identical(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(identical, one, two))
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
 def member(rank: int, work: Callable[[int], Any], folder: Path) -> None:
     """What one of the processes does."""
     torch.set_num_threads(1)

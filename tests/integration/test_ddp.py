@@ -5,7 +5,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import optimizers
-from tests.integration.processes import SCHEDULE, network, together, train
+from tests.integration.processes import SCHEDULE, identical, network, together, train
 from tests.optimizers.table import ROWS
 
 LIMIT = 0.2  # every step is clipped
@@ -39,7 +39,7 @@ def replicas(tmp_path_factory):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
 def test_two_processes_are_one(row, replicas):
     first, second = (ends[row.rule] for ends in replicas)
-    torch.testing.assert_close(second, first, rtol=0, atol=0)  # bit-identical
+    assert identical(first, second)
 
     model = network()
     norms = train(model, optimizer(row, model))
