@@ -32,6 +32,8 @@ from tuner.errors import UsageError
 from tuner.records import Direction
 
 Preset = Literal["quick", "standard", "thorough"]
+# Those of `optimizers.mistakes`.
+WarningCode = Literal["OPT001", "OPT002", "OPT003", "OPT004", "OPT005", "OPT006", "OPT007"]
 
 # What each preset gives to the keys of [budget] that the file leaves out. With ten seeds four arms
 # are told apart at two seed deviations in 94 % of studies, with eight in 79 %, with five never.
@@ -172,6 +174,7 @@ class RunSection(_Section):
     )  # of the user's code before the study stops
     checkpoint_seconds: float = Field(default=30.0, gt=0)
     prune: bool = True
+    silence: tuple[WarningCode, ...] = ()  # warnings that are not wanted
     silence: tuple[str, ...] = ()  # codes of warnings that are not wanted, `optimizers.mistakes`
 
     @field_validator("silence")

@@ -13,6 +13,7 @@ from tuner.cli.lazy import LazyGroup
 from tuner.cli.options import json_option
 from tuner.cli.render import print_json, print_table
 from tuner.errors import UsageError
+from tuner.recipes import RECIPES
 
 if TYPE_CHECKING:
     from optimizers.core import Hyper, Rule
@@ -20,17 +21,19 @@ if TYPE_CHECKING:
 TABLE = {
     "list": "tuner.cli.optimizers:list_optimizers",
     "show": "tuner.cli.optimizers:show",
+    "advise": "tuner.cli.optimizers:advise",
 }
 
 
 @click.group(cls=LazyGroup, table=TABLE)
 def optimizers() -> None:
-    """List the optimizers and describe one.
+    """List the optimizers, describe one, and say where to start.
 
     \b
     Examples:
       tuner optimizers list
       tuner optimizers show adamw
+      tuner optimizers advise --problem transformer
     """
 
 
@@ -91,6 +94,36 @@ def show(name: str, as_json: bool) -> None:
     )
     for option in options:
         click.echo(f"{option['name']}={option['default']}  {option['doc']}")
+
+
+@click.command()
+@click.option(
+    "--problem",
+    type=click.Choice(list(RECIPES)),
+    default="unsure",
+    show_default=True,
+    help="What is trained.",
+)
+@json_option
+def advise(problem: str, as_json: bool) -> None:
+    """Say where to start with a kind of problem, and why.
+
+    Prints the settings for a run without a study, the reasons, and arms for a study file.
+
+    \b
+    Examples:
+      tuner optimizers advise --problem transformer
+      tuner optimizers advise --problem rnn --json
+    """
+    recipe = RECIPES[problem]
+    if as_json:
+        keys = ("problem", "title", "optimizer", "schedule", "start", "reasons", "arms", "toml")
+        print_json({key: getattr(recipe, key) for key in keys})
+        return
+    start = ", ".join(f"{key} {value}" for key, value in recipe.start.items())
+    click.echo(f"{recipe.title}: {recipe.optimizer} with {recipe.schedule}, {start}\n")
+    click.echo("".join(f"- {reason}\n" for reason in recipe.reasons))
+    click.echo(f"For a study file:\n\n{recipe.toml}", nl=False)
 
 
 def summary(rule: Rule) -> dict[str, Any]:
