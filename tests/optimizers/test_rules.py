@@ -13,7 +13,6 @@ from tests.optimizers.table import ROWS, STEPS, Row
 from tests.reference import relative_error, run
 
 
-
 def cases(shapes):
     """Every row with each of its settings and each of its shapes."""
     return [
