@@ -52,12 +52,6 @@ def literal(value: Any) -> str:
     return json.dumps(value)
 
 
-SECOND_OPINION = {
-    "optimizer": "sgd",
-    "schedule": "cosine",
-    "optimizer_args": {"momentum": 0.9},
-}
-
 RECIPES: dict[str, Recipe] = {
     recipe.problem: recipe
     for recipe in (
@@ -301,7 +295,12 @@ RECIPES: dict[str, Recipe] = {
                     "clip_norm": 1.0,
                     "weight_decay": [1e-3, 0.1],
                 },
-                {**SECOND_OPINION, "clip_norm": 1.0},
+                {
+                    "optimizer": "sgd",
+                    "schedule": "warmup_cosine",
+                    "clip_norm": 1.0,
+                    "optimizer_args": {"momentum": 0.9},
+                },
             ),
         ),
     )

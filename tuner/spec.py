@@ -175,14 +175,6 @@ class RunSection(_Section):
     checkpoint_seconds: float = Field(default=30.0, gt=0)
     prune: bool = True
     silence: tuple[WarningCode, ...] = ()  # warnings that are not wanted
-    silence: tuple[str, ...] = ()  # codes of warnings that are not wanted, `optimizers.mistakes`
-
-    @field_validator("silence")
-    @classmethod
-    def _known_codes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from optimizers.mistakes import MISTAKES
-
-        return tuple(_known(code, list(MISTAKES), "a warning's code") for code in value)
 
 
 class ArmSection(_Section):
