@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 
+from optimizers.mistakes import traits
 from tuner import checkpoint, data
 from tuner.errors import TaskError, UsageError
+from tuner.layers import watch
 from tuner.lr_finder import lr_range
 from tuner.records import Evaluation, Failure, Job, LrCurve, Outcome
 from tuner.seeding import deterministic, restore_rng, rng_state
@@ -39,6 +41,8 @@ Report = Callable[[int, int, Evaluation | None], bool]
 PROGRESS_SECONDS = 0.2
 # Skipping a step with a non-finite gradient survives an accident; many in a row are no accident.
 MAX_SKIPPED_IN_A_ROW = 10
+# What a checkpoint keeps of a trace besides its evaluations.
+TRACED = ("step", "seconds", "skipped_in_a_row", "lrs", "losses", "grad_norms", "layers")
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Trace:
     lrs: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # of the steps since the last evaluation
     grad_norms: list[float] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)  # a few looks at them
     evaluations: list[Evaluation] = field(default_factory=list)
     lr_curve: LrCurve | None = None
     value: float | None = None
@@ -127,6 +132,8 @@ def _peak(device: torch.device) -> int:
 def _train(job: Job, trace: Trace, report: Report) -> None:
     work = _resumed(job, trace)
     _describe(work, job, trace)
+    trace.info["layers"] = trace.layers
+    watch(work.model, work.optimizer, work.steps, trace.step, trace.layers)
     evaluate_at = evaluation_steps(work.steps, job.evaluations)
     clock = _Clock(trace)
     saved = reported = time.monotonic()
@@ -252,10 +259,7 @@ def _save(work: Workload, job: Job, trace: Trace) -> None:
         "optimizer": work.optimizer.state_dict(),
         "skipped_steps": work.optimizer.skipped_steps,
         "rng": rng_state(),
-        "trace": {
-            name: getattr(trace, name)
-            for name in ("step", "seconds", "skipped_in_a_row", "lrs", "losses", "grad_norms")
-        },
+        "trace": {name: getattr(trace, name) for name in TRACED},
         "evaluations": [evaluation.model_dump() for evaluation in trace.evaluations],
     }
     problem = checkpoint.save(Path(job.checkpoint or ""), job, state)
@@ -316,6 +320,8 @@ def _check(job: Job, trace: Trace, report: Report) -> None:
         "n_train": work.train_size,
         "n_val": work.val_size,
         "train_loss": loss,
+        "traits": sorted(traits(work.model)),
+        "validates_on_train": work.task.val is work.task.train,
         "build_seconds": build_seconds,
         "seconds_per_step": min(seconds),
         "seconds_per_eval": (time.perf_counter() - started) * val_batches,

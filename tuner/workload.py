@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import optimizers
+from optimizers.mistakes import MISTAKES
 from tuner import data
 from tuner.errors import UsageError
 from tuner.records import Configuration, Job
@@ -90,6 +91,7 @@ def make_optimizer(
             **configuration.optimizer_args,
             schedule=schedule,
             total_steps=steps,
+            silence=MISTAKES,  # said once, before the study (`tuner.advice`)
         )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
