@@ -1,6 +1,6 @@
 """Real processes that train together over gloo, and the small problem that they train on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
 from optimizers import schedules
 
@@ -25,20 +25,26 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double()
 
 
+def batches(steps: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of each step."""
+    for step in steps:
+        source = torch.Generator().manual_seed(step)
+        x, y = torch.randn(ROWS, 7, generator=source, dtype=torch.float64).split((6, 1), dim=1)
+        yield x, y
+
+
 def train(
     model: nn.Module,
     optimizer: Any,
     rank: int | None = None,
-    steps: range = range(STEPS),
+    steps: Iterable[int] = range(STEPS),
 ) -> list[float]:
     """Train on whole batches, or on the part of a rank; the gradient norms of the steps."""
     norms = []
-    for step in steps:
-        source = torch.Generator().manual_seed(step)
-        batch = torch.randn(ROWS, 7, generator=source, dtype=torch.float64)
-        part = batch if rank is None else batch.chunk(WORLD)[rank]
+    for batch in batches(steps):
+        x, y = batch if rank is None else (tensor.chunk(WORLD)[rank] for tensor in batch)
         optimizer.zero_grad()
-        nn.functional.mse_loss(model(part[:, :6]), part[:, 6:]).backward()
+        nn.functional.mse_loss(model(x), y).backward()
         if optimizer.hessian_due:
             optimizer.update_hessian()
         optimizer.step()
@@ -61,7 +67,7 @@ def identical(one: Any, two: Any) -> bool:
         return one.keys() == two.keys() and all(identical(one[key], two[key]) for key in one)
     if isinstance(one, list):
         return len(one) == len(two) and all(map(identical, one, two))
-    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+    return torch.equal(one, two) if isinstance(one, Tensor) else one == two
 
 
 def member(rank: int, work: Callable[[int], Any], folder: Path) -> None:
