@@ -40,7 +40,7 @@ LAYERS = {
     ),
     "tuner": (
         ("tuner.errors", "tuner.paths", "tuner"),
-        ("tuner.records",),
+        ("tuner.records", "tuner.spec_values"),
         ("tuner.spec", "tuner.task", "tuner.provenance", "tuner.recipes"),
         ("tuner.space",),
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),

@@ -42,6 +42,8 @@ class Configuration(Record):
 
     optimizer: str  # a name of `optimizers.names()`
     optimizer_args: dict[str, Any] = {}  # lr, weight_decay, betas, clip_norm, ...
+    wrapper: str | None = None  # around the optimizer: "sam", "asam", "lookahead"
+    wrapper_args: dict[str, Any] = {}
     schedule: str = "constant"  # a name of `optimizers.schedules.names()`
     schedule_args: dict[str, Any] = {}
     batch_size: int  # the effective batch of one optimizer step, in examples

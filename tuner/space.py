@@ -181,6 +181,8 @@ def configuration(arm: ArmSection, params: dict[str, Any]) -> Configuration:
     return Configuration(
         optimizer=arm.optimizer,
         optimizer_args={**arm.optimizer_args, **clip, **tuned},
+        wrapper=arm.wrapper,
+        wrapper_args=arm.wrapper_args,
         schedule=arm.schedule,
         schedule_args={**arm.schedule_args, **shape},
         batch_size=params["batch_size"],

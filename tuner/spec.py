@@ -11,16 +11,13 @@ Every error is one line that names the file, the key, the value and what is allo
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -30,6 +27,14 @@ from pydantic import (
 
 from tuner.errors import UsageError
 from tuner.records import Direction
+from tuner.spec_values import (
+    BatchSizes,
+    LearningRates,
+    WeightDecays,
+    near_miss,
+    require_known,
+    require_known_keys,
+)
 
 Preset = Literal["quick", "standard", "thorough"]
 # Those of `optimizers.mistakes`.
@@ -64,8 +69,6 @@ PRESETS: dict[str, dict[str, int]] = {
     },
 }
 
-Range = tuple[float, float]
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
@@ -80,9 +83,7 @@ class StudySection(_Section):
     direction: Direction = "minimize"
     preset: Preset = "standard"
     seed: int = Field(default=0, ge=0, le=9999)
-    margin: float | None = Field(
-        default=None, gt=0
-    )  # differences below it do not matter to the user
+    margin: float | None = Field(default=None, gt=0)  # smaller differences do not matter
 
 
 class BudgetSection(_Section):
@@ -106,46 +107,6 @@ class BudgetSection(_Section):
             values = ", ".join(f"{k} = {getattr(self, k):g}" for k in given)
             raise ValueError(f"{values}: allowed: only one of them")
         return self
-
-
-def _range(value: Any, *, positive: bool) -> Any:
-    """Check "auto", `[low, high]` or a single number; bools and empty ranges are errors."""
-    if value is None or value == "auto":
-        return value
-    numbers = value if isinstance(value, list | tuple) else [value, value]
-    if len(numbers) != 2 or any(
-        isinstance(n, bool) or not isinstance(n, int | float) for n in numbers
-    ):
-        raise ValueError('allowed: "auto", a number or [low, high]')
-    low, high = (float(n) for n in numbers)
-    if not 0 <= low < float("inf") or not 0 <= high < float("inf") or (positive and low == 0):
-        raise ValueError(f"allowed: numbers {'above' if positive else 'from'} 0")
-    if low > high:
-        raise ValueError("empty range; allowed: [low, high] with low <= high")
-    return (low, high)
-
-
-def _batch_sizes(value: Any) -> Any:
-    """Turn a size, a range of powers of two or a list of sizes into a sorted tuple of sizes."""
-    sizes = value if isinstance(value, list | tuple) else [value]
-    if not sizes or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
-        raise ValueError(
-            "allowed: a whole number above 0, a range [low, high] of powers of two, or a list"
-        )
-    if len(sizes) == 2:
-        low, high = sizes
-        powers = tuple(2**k for k in range(31) if low <= 2**k <= high)
-        if low > high or not powers:
-            raise ValueError("empty range; allowed: [low, high] with a power of two inside")
-        return powers
-    if len(set(sizes)) < len(sizes):
-        raise ValueError("a size occurs twice; allowed: a list of different sizes")
-    return tuple(sorted(sizes))
-
-
-LearningRates = Annotated[Literal["auto"] | Range, BeforeValidator(partial(_range, positive=True))]
-WeightDecays = Annotated[Literal["auto"] | Range, BeforeValidator(partial(_range, positive=False))]
-BatchSizes = Annotated[tuple[int, ...], BeforeValidator(_batch_sizes)]
 
 
 class SearchSection(_Section):
@@ -182,10 +143,12 @@ class ArmSection(_Section):
 
     name: str = Field(default="", pattern=r"^$|^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")
     optimizer: str
+    wrapper: str | None = None
     schedule: str = "constant"
     clip_norm: float | None = Field(default=None, gt=0)
     clip_value: float | None = Field(default=None, gt=0)
     optimizer_args: dict[str, Any] = {}
+    wrapper_args: dict[str, Any] = {}
     schedule_args: dict[str, Any] = {}
     lr: LearningRates | None = None
     batch_size: BatchSizes | None = None
@@ -198,14 +161,21 @@ class ArmSection(_Section):
     def _known_optimizer(cls, value: str) -> str:
         import optimizers
 
-        return _known(value, optimizers.names(), "an optimizer")
+        return require_known(value, optimizers.names(), "an optimizer")
+
+    @field_validator("wrapper")
+    @classmethod
+    def _known_wrapper(cls, value: str | None) -> str | None:
+        from optimizers.wrappers import WRAPPERS
+
+        return value if value is None else require_known(value, list(WRAPPERS), "a wrapper")
 
     @field_validator("schedule")
     @classmethod
     def _known_schedule(cls, value: str) -> str:
         from optimizers import schedules
 
-        return _known(value, schedules.names(), "a schedule")
+        return require_known(value, schedules.names(), "a schedule")
 
     @model_validator(mode="after")
     def _args_fit(self) -> Self:
@@ -222,23 +192,35 @@ class ArmSection(_Section):
             optimizers.get_rule(self.optimizer),
             schedules.get_schedule(self.schedule),
         )
-        _known_keys(
+        require_known_keys(
             "optimizer_args", self.optimizer_args, set(rule.arguments) - {"lr", "weight_decay"}
         )
         searchable = (set(rule.hypers) - {"lr", "weight_decay"}) | set(schedule.numbers())
-        _known_keys("search", self.search, searchable)
+        require_known_keys("search", self.search, searchable)
         searched = {k: rule.hypers[k].default for k in self.search if k in rule.hypers}
         try:
             schedules.create(self.schedule, **self.schedule_args)
         except (TypeError, ValueError) as error:
             raise ValueError(f"schedule_args: {error}") from None
+        arguments = {**self.optimizer_args, **searched}
         try:
-            optimizers.create(
-                self.optimizer, [torch.zeros(1)], **{**self.optimizer_args, **searched}
-            )
+            optimizers.create(self.optimizer, [torch.zeros(1)], **arguments)
         except (TypeError, ValueError) as error:
             raise ValueError(f"optimizer_args: {error}") from None
+        if self.wrapper is None:
+            require_known_keys("wrapper_args", self.wrapper_args, set())
+            return self
+        try:
+            wrapped = {"base": self.optimizer, **self.wrapper_args, **arguments}
+            optimizers.create(self.wrapper, [torch.zeros(1)], **wrapped)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"wrapper_args: {error}") from None
         return self
+
+    @property
+    def default_name(self) -> str:
+        """Wrapper, optimizer and schedule."""
+        return "-".join(filter(None, (self.wrapper, self.optimizer, self.schedule)))
 
 
 class StudySpec(_Section):
@@ -266,10 +248,7 @@ class StudySpec(_Section):
 
     @model_validator(mode="after")
     def _arms_are_named_and_distinct(self) -> Self:
-        arms = tuple(
-            a.model_copy(update={"name": a.name or f"{a.optimizer}-{a.schedule}"})
-            for a in self.arms
-        )
+        arms = tuple(a.model_copy(update={"name": a.name or a.default_name}) for a in self.arms)
         if not arms:
             raise ValueError("arms: empty; allowed: at least 1 [[arms]]")
         names = [a.name for a in arms]
@@ -287,26 +266,6 @@ class StudySpec(_Section):
         """`[search]` with the arm's own keys on top."""
         own = {k: getattr(arm, k) for k in ("lr", "batch_size", "weight_decay")}
         return self.search.model_copy(update={k: v for k, v in own.items() if v is not None})
-
-
-def _near(word: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}" if close else ""
-
-
-def _known_keys(section: str, given: dict[str, Any], allowed: set[str]) -> None:
-    for key in given:
-        if key not in allowed:
-            near = _near(key, sorted(allowed))
-            choices = ", ".join(sorted(allowed))
-            raise ValueError(f"{section}.{key}: unknown{near}; allowed: {choices}")
-
-
-def _known(value: str, allowed: list[str], what: str) -> str:
-    if value not in allowed:
-        near = _near(value, allowed)
-        raise ValueError(f"not {what}{near}; allowed: {', '.join(allowed)}")
-    return value
 
 
 def _section_keys(location: tuple[int | str, ...]) -> list[str]:
@@ -333,7 +292,7 @@ def _explain(error: Any) -> str:
     message = re.sub(r"^Input should be (a valid )?", "allowed: ", message)
     if error["type"] == "extra_forbidden":
         allowed = _section_keys(location)
-        near = _near(str(location[-1]), allowed)
+        near = near_miss(str(location[-1]), allowed)
         return f"{key}: unknown key{near}; allowed: {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"{key}: missing"

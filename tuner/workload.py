@@ -85,9 +85,11 @@ def make_optimizer(
         schedule = optimizers.schedules.create(
             configuration.schedule, **configuration.schedule_args
         )
+        wrapped = {"base": configuration.optimizer, **configuration.wrapper_args}
         return optimizers.create(
-            configuration.optimizer,
+            configuration.wrapper or configuration.optimizer,
             target,
+            **(wrapped if configuration.wrapper else {}),
             **configuration.optimizer_args,
             schedule=schedule,
             total_steps=steps,
@@ -180,7 +182,7 @@ class Workload:
         mean = 0.0
         for batch, weight in zip(batches, weights, strict=True):
             share = weight / total
-            with user_code("the training step raised"):
+            with user_code("the training step raised"), self._statistics():
                 loss = self._loss(self._move(batch))
                 (loss if pieces == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
             mean += loss.item() * share
@@ -190,8 +192,10 @@ class Workload:
         """One optimizer step on a batch; returns its loss before the step.
 
         A curvature estimate that is due folds in the gradients of this same batch: a general loss
-        gives no labels to sample.
+        gives no labels to sample. An optimizer of two passes (SAM) sees the batch twice.
         """
+        if self.optimizer.passes > 1:
+            return float(self.optimizer.step(lambda: self.gradients(indices)))
         loss = self.gradients(indices)
         if self.optimizer.hessian_due:
             self.optimizer.update_hessian()
@@ -245,6 +249,12 @@ class Workload:
 
     def _move(self, batch: Any) -> Any:
         return batch if self.device.type == "cpu" else data.to_device(batch, self.device)
+
+    def _statistics(self) -> contextlib.AbstractContextManager[None]:
+        """Lets BatchNorm follow the first of several passes only."""
+        if self.optimizer.passes == 1:
+            return contextlib.nullcontext()
+        return self.optimizer.statistics(self.model)  # type: ignore[no-any-return, attr-defined]
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

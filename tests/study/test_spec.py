@@ -62,6 +62,12 @@ MISTAKES = [
         ["search.beta3", "did you mean 'beta", "warmup"],
     ),
     ({"arms": [{**ADAMW, "search": {"beta2": [0.9, 0.1]}}]}, ["search.beta2", "low <= high"]),
+    ({"arms": [{**ADAMW, "wrapper": "sum"}]}, ["arms[0].wrapper", "'sum'", "did you mean 'sam'"]),
+    (
+        {"arms": [{**ADAMW, "wrapper": "sam", "wrapper_args": {"rho": -1}}]},
+        ["wrapper_args", "rho=-1"],
+    ),
+    ({"arms": [{**ADAMW, "wrapper_args": {"rho": 1}}]}, ["wrapper_args.rho", "allowed: nothing"]),
     ({"run": {"slots": 0}}, ["run.slots", "0", "greater than or equal to 1"]),
 ]
 

@@ -334,3 +334,13 @@ def test_schedule_free_optimizers_are_judged_at_their_average() -> None:
     assert all(map(torch.equal, training_point, work.model.parameters()))
     work.optimizer.eval = work.optimizer.train = lambda: None
     assert at_average != work.evaluate()["loss"]
+
+
+@pytest.mark.parametrize("wrapper", ["sam", "asam", "lookahead"])
+def test_a_wrapper_goes_around_any_optimizer(wrapper: str) -> None:
+    plain = run(job("tiny:noisy"), go_on)
+    wrapped = run(job("tiny:noisy", configuration=configuration(wrapper=wrapper)), go_on)
+    again = run(job("tiny:noisy", configuration=configuration(wrapper=wrapper)), go_on)
+    assert wrapped.state == "completed"
+    assert wrapped.value == again.value != plain.value
+    assert wrapped.lrs == plain.lrs
