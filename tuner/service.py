@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tuner.advice import warnings_for
 from tuner.answer import compare_study
 from tuner.compare.verdicts import Comparison, comparison_json
 from tuner.errors import NoCompletedTrialError, UsageError
@@ -38,6 +39,7 @@ class Environment:
         search_path: folders from which tasks are imported, before `sys.path`.
         mlflow_uri: None = no MLflow.
         should_stop: asked a few times a second; True stops the study and keeps everything.
+        warn: told of each known mistake in the study before its first trial.
     """
 
     store: Store
@@ -46,6 +48,7 @@ class Environment:
     reporter: Callable[[StudySpec], Reporter]
     mlflow_uri: str | None = None
     should_stop: Callable[[], bool] = lambda: False
+    warn: Callable[[str], None] = lambda text: None
 
     def places(self, study: str) -> Places:
         """Where the study's task comes from and its checkpoints go."""
@@ -106,6 +109,8 @@ def start(spec: StudySpec, env: Environment, replace: bool = False) -> Result:
         refuse_running(env.store, name)
     with _executor(spec.run.slots, env.home, name) as executor:
         info = check_task(spec, executor, env.places(name), env.should_stop)
+        for advice in warnings_for(spec, info):
+            env.warn(str(advice))
         spec = with_slots(spec, executor.slots)
         provenance = collect(spec.study.task, Path.cwd())
         study = new_study(spec, {**provenance, "data": info.get("data", {})})

@@ -58,7 +58,13 @@ def environment(
         reporter=lambda spec: progress.reporter(spec, quiet=context.verbosity < 0),
         mlflow_uri=context.mlflow_uri,
         should_stop=asked.is_set if asked else lambda: False,
+        warn=warn,
     )
+
+
+def warn(text: str) -> None:
+    """Show a warning, on stderr."""
+    note(f"tuner: warning: {text}")
 
 
 @click.command()
@@ -163,9 +169,13 @@ def print_comparison(comparison: Any) -> None:
 
 def _dry_run(context: Context, spec: StudySpec, as_json: bool) -> int:
     from tuner import service
+    from tuner.advice import warnings_for
     from tuner.space import arm_space
 
     found = service.dry_run(spec, context.home, (str(Path.cwd()),))
+    warnings = [str(advice) for advice in warnings_for(spec, found.info)]
+    for text in warnings:
+        warn(text)
     arms: list[dict[str, Any]] = [
         {
             "name": arm.name,
@@ -189,6 +199,7 @@ def _dry_run(context: Context, spec: StudySpec, as_json: bool) -> int:
                 "slots": [s.model_dump(mode="json") for s in found.slots],
                 "steps_per_trial": found.steps,
                 "expected_seconds": found.seconds,
+                "warnings": warnings,
             }
         )
         return 0
