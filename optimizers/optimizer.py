@@ -298,16 +298,19 @@ class Optimizer(torch.optim.Optimizer):
         # a hyperparameter that leaves zero may need state that was not there (momentum)
         changed = self._zeros.get(id(group)) != zeros
         self._zeros[id(group)] = zeros
-        for index, param in enumerate(batch.params):
+        params = list(batch.params)
+        for index, param in enumerate(params):
             state = self.state[param]
             if not state or changed:
                 checkpoint.allocate(batch.rule, param, state, batch.hyper, self.low_precision)
-            state["step"] += 1
-            batch.steps.append(state["step"].item())
             batch.states.append(checkpoint.rule_state(state))
             batch.compensations.append(checkpoint.compensation(state))
             batch.params[index] = plain(param)
             batch.grads[index] = plain(batch.grads[index])
+        counters = [self.state[param]["step"] for param in params]
+        if counters:
+            torch._foreach_add_(counters, 1)
+        batch.steps.extend(counter.item() for counter in counters)
 
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint, which torch's optimizer with the same rule can load, too."""

@@ -66,5 +66,6 @@ def round_stochastically(wide: Tensor, dtype: torch.dtype, noise: torch.Generato
     smallest = info.smallest_normal * info.eps
     spacing = torch.ldexp(torch.ones_like(wide), exponent - bits).clamp(min=smallest)
     odds = 2 ** (FLOAT32_BITS - bits)
-    draws = torch.randint(odds, wide.shape, generator=noise, device=wide.device)
+    # odd numbers lie evenly between zero and one, so that up and down are alike
+    draws = 2 * torch.randint(odds // 2, wide.shape, generator=noise, device=wide.device) + 1
     return torch.floor(wide / spacing + draws / odds) * spacing
