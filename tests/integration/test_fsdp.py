@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
@@ -54,6 +55,24 @@ def full(tensors):
     return [tensor.full_tensor().detach() for tensor in tensors]
 
 
+def by_state_dict(model, opt, resumed):
+    resumed.load_state_dict(opt.state_dict())
+
+
+def by_shards(model, opt, resumed):
+    set_optimizer_state_dict(model, resumed, get_optimizer_state_dict(model, opt))
+
+
+def by_whole(model, opt, resumed):
+    """The checkpoint holds whole tensors, and each process takes its part."""
+    options = StateDictOptions(full_state_dict=True)
+    saved = get_optimizer_state_dict(model, opt, options=options)
+    resumed.zero_grad()
+    set_optimizer_state_dict(model, resumed, saved, options=options)
+
+
+WAYS = {way.__name__: way for way in (by_state_dict, by_shards, by_whole)}
+
 # What the processes do ----------------------------------------------------------------------------
 
 
@@ -78,20 +97,16 @@ def refusals(rank):
 
 
 def resumption(rank):
-    """Two ways to save and load in the middle, and the run without an interruption."""
+    """The ways to save and load in the middle, and the run without an interruption."""
     ends = {}
-    for way in ("none", "state_dict", "checkpoint"):
+    for way in ("none", *WAYS):
         model = sharded()
         opt = optimizer("adamw", model)
         train(model, opt, rank, range(3))
         if way != "none":
-            fresh = optimizer("adamw", model)
-            if way == "state_dict":
-                fresh.load_state_dict(opt.state_dict())
-            else:
-                saved = get_optimizer_state_dict(model, opt)
-                set_optimizer_state_dict(model, fresh, saved)
-            opt = fresh
+            resumed = optimizer("adamw", model)
+            WAYS[way](model, opt, resumed)
+            opt = resumed
         train(model, opt, rank, range(3, STEPS))
         exp_avg = opt.state[model[0].weight]["exp_avg"]
         ends[way] = {
@@ -195,7 +210,7 @@ def test_rules_of_whole_tensors_refuse_shards(row, ends):
     assert "allowed: an elementwise rule such as AdamW" in message
 
 
-@pytest.mark.parametrize("way", ["state_dict", "checkpoint"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_sharded_run_resumes_exactly(way, ends):
     assert ends["resumption"][way]["schedule_step"] == STEPS
     assert "Shard(dim=0)" in ends["resumption"][way]["placement"]
