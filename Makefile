@@ -44,6 +44,7 @@ format: setup  ## Let ruff fix and format the code
 
 docs: setup  ## Write the generated parts of the documentation anew
 	$(BIN)/python -m optimizers.stubs
+	$(BIN)/python tools/optimizers_page.py
 	$(BIN)/python tools/tree.py
 
 lock:  ## Pin every dependency anew from the ranges in pyproject.toml

@@ -16,7 +16,7 @@ TEXT_COLUMN = 26
 LINES = {
     "studies": "ready studies on real data, and the tasks that they name",
     "benchmarks": "side-by-side measurements; each prints a table and a ratio",
-    "docs": "tutorial.md, operations.md (a team's database and server), decisions/",
+    "docs": "optimizers.md (generated), tutorial.md, operations.md (a team's server), decisions/",
     "tests": "mirrors the packages; see CONTRIBUTING.md",
     "tools": "what makes the environment and this tree",
 }

@@ -18,7 +18,7 @@ class Recipe:
 
     problem: str
     title: str
-    start: Mapping[str, float | str]
+    start: Mapping[str, float]
     reasons: tuple[str, ...]
     arms: tuple[Mapping[str, Any], ...]
 

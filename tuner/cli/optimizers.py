@@ -120,7 +120,7 @@ def advise(problem: str, as_json: bool) -> None:
         keys = ("problem", "title", "optimizer", "schedule", "start", "reasons", "arms", "toml")
         print_json({key: getattr(recipe, key) for key in keys})
         return
-    start = ", ".join(f"{key} {value}" for key, value in recipe.start.items())
+    start = ", ".join(f"{key} {value:g}" for key, value in recipe.start.items())
     click.echo(f"{recipe.title}: {recipe.optimizer} with {recipe.schedule}, {start}\n")
     click.echo("".join(f"- {reason}\n" for reason in recipe.reasons))
     click.echo(f"For a study file:\n\n{recipe.toml}", nl=False)
