@@ -174,13 +174,12 @@ def used_params(spec: StudySpec, arm: ArmSection, point: Point) -> dict[str, Any
 
 def configuration(arm: ArmSection, params: dict[str, Any]) -> Configuration:
     """The full configuration of a run of this arm."""
-    clip = {k: getattr(arm, k) for k in ("clip_norm", "clip_value") if getattr(arm, k) is not None}
     hypers = get_rule(arm.optimizer).hypers
     tuned = {k: params[k] for k in ("lr", "weight_decay", *arm.search) if k in hypers}
     shape = {k: params[k] for k in arm.search if k not in hypers}
     return Configuration(
         optimizer=arm.optimizer,
-        optimizer_args={**arm.optimizer_args, **clip, **tuned},
+        optimizer_args={**arm.optimizer_args, **arm.clip, **tuned},
         wrapper=arm.wrapper,
         wrapper_args=arm.wrapper_args,
         schedule=arm.schedule,

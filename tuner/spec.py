@@ -147,6 +147,8 @@ class ArmSection(_Section):
     schedule: str = "constant"
     clip_norm: float | None = Field(default=None, gt=0)
     clip_value: float | None = Field(default=None, gt=0)
+    clip_per_layer: float | None = Field(default=None, gt=0)
+    clip_agc: float | None = Field(default=None, gt=0)
     optimizer_args: dict[str, Any] = {}
     wrapper_args: dict[str, Any] = {}
     schedule_args: dict[str, Any] = {}
@@ -185,16 +187,15 @@ class ArmSection(_Section):
         import optimizers
         from optimizers import schedules
 
-        for key in ("lr", "weight_decay", "clip_norm", "clip_value", "schedule", "total_steps"):
+        for key in ("lr", "weight_decay", "clip_norm", "schedule", "total_steps"):
             if key in self.optimizer_args:
                 raise ValueError(f"optimizer_args.{key} is a key of the arm or of [search]")
         rule, schedule = (
             optimizers.get_rule(self.optimizer),
             schedules.get_schedule(self.schedule),
         )
-        require_known_keys(
-            "optimizer_args", self.optimizer_args, set(rule.arguments) - {"lr", "weight_decay"}
-        )
+        allowed = set(rule.arguments) - {"lr", "weight_decay"} | {"weight_decay_mode"}
+        require_known_keys("optimizer_args", self.optimizer_args, allowed)
         searchable = (set(rule.hypers) - {"lr", "weight_decay"}) | set(schedule.numbers())
         require_known_keys("search", self.search, searchable)
         searched = {k: rule.hypers[k].default for k in self.search if k in rule.hypers}
@@ -202,7 +203,9 @@ class ArmSection(_Section):
             schedules.create(self.schedule, **self.schedule_args)
         except (TypeError, ValueError) as error:
             raise ValueError(f"schedule_args: {error}") from None
-        arguments = {**self.optimizer_args, **searched}
+        if len(self.clip) > 1:
+            raise ValueError(f"{' and '.join(self.clip)} are given; allowed: one of them")
+        arguments = {**self.optimizer_args, **self.clip, **searched}
         try:
             optimizers.create(self.optimizer, [torch.zeros(1)], **arguments)
         except (TypeError, ValueError) as error:
@@ -216,6 +219,12 @@ class ArmSection(_Section):
         except (TypeError, ValueError) as error:
             raise ValueError(f"wrapper_args: {error}") from None
         return self
+
+    @property
+    def clip(self) -> dict[str, float]:
+        """The kind of clipping and its limit; empty without."""
+        kinds = ("clip_norm", "clip_value", "clip_per_layer", "clip_agc")
+        return {kind: getattr(self, kind) for kind in kinds if getattr(self, kind) is not None}
 
     @property
     def default_name(self) -> str:

@@ -1,5 +1,6 @@
 """The study file: every mistake is one line with file, key, value and what is allowed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,18 @@ from hypothesis import strategies as st
 
 from tests.study.specs import ADAMW, SGD, study_data, study_spec
 from tuner.errors import UsageError
-from tuner.spec import PRESETS, StudySpec, load_spec, override, parse_spec
+from tuner.spec import (
+    PRESETS,
+    ArmSection,
+    BudgetSection,
+    RunSection,
+    SearchSection,
+    StudySection,
+    StudySpec,
+    load_spec,
+    override,
+    parse_spec,
+)
 
 GOOD = """
 [study]
@@ -68,6 +80,7 @@ MISTAKES = [
         ["wrapper_args", "rho=-1"],
     ),
     ({"arms": [{**ADAMW, "wrapper_args": {"rho": 1}}]}, ["wrapper_args.rho", "allowed: nothing"]),
+    ({"arms": [{**ADAMW, "clip_agc": 0.01}]}, ["clip_norm and clip_agc", "one of them"]),
     ({"run": {"slots": 0}}, ["run.slots", "0", "greater than or equal to 1"]),
 ]
 
@@ -152,3 +165,27 @@ def test_an_arm_overrides_the_box() -> None:
     assert spec.box(spec.arms[0]).lr == (1e-4, 1e-2)
     assert spec.box(spec.arms[0]).batch_size == (16,)
     assert spec.box(spec.arms[1]) == spec.search
+
+
+SECTIONS = {
+    "study": StudySection,
+    "budget": BudgetSection,
+    "search": SearchSection,
+    "run": RunSection,
+    "arms": ArmSection,
+}
+REFERENCE = Path(__file__).parents[2] / "docs" / "study-file.md"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_key_is_documented(section: str) -> None:
+    part = REFERENCE.read_text().split(f"## `[{'[arms]' if section == 'arms' else section}]`")[1]
+    documented = re.findall(r"^\| `(\w+)` ", re.split(r"\n## |\n\| preset", part)[0], re.M)
+    assert documented == list(SECTIONS[section].model_fields)
+
+
+def test_the_reference_names_the_presets() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|((?: \d+ \|){3})$", REFERENCE.read_text(), re.MULTILINE)
+    table = {key: [int(n) for n in numbers.split("|")[:-1]] for key, numbers in rows}
+    keys = PRESETS["quick"]
+    assert table == {key: [PRESETS[name][key] for name in PRESETS] for key in keys}

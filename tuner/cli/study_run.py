@@ -164,7 +164,7 @@ def print_comparison(comparison: Any) -> None:
     width = console.width if console.is_terminal else 160
     console = Console(highlight=False, width=width)
     console.print(comparison_table(comparison, width))
-    console.print(comparison.answer, markup=False)
+    console.print(comparison.answer, markup=False, soft_wrap=not console.is_terminal)
 
 
 def _dry_run(context: Context, spec: StudySpec, as_json: bool) -> int:
