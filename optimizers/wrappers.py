@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from optimizers.clipping import as_floats, grad_norms
 from optimizers.construct import from_rule
 from optimizers.core import Hyper, Option
 from optimizers.precision import compute_dtype
@@ -188,7 +189,7 @@ class SAM(Wrapper):
         rows = list(present(self.param_groups))
         adaptive = [(param.abs() if group["sam_adaptive"] else 1.0) for group, param, _ in rows]
         scaled = [grad * size for (_, _, grad), size in zip(rows, adaptive, strict=True)]
-        norm = math.hypot(*(float(torch.linalg.vector_norm(one)) for one in scaled))
+        norm = math.hypot(*as_floats(grad_norms(scaled)))
         reach = 1 / (norm + 1e-12) if math.isfinite(norm) else 0.0
         for (group, param, _), one, size in zip(rows, scaled, adaptive, strict=True):
             self._origins.append((param, param.detach().clone()))
