@@ -7,13 +7,14 @@
 
 A layer is a module that holds parameters of its own. Between two reports a step costs one
 comparison; the step of a report copies the parameters for as long as it lasts and moves three
-numbers a layer off the device at once. Nothing of the training is touched.
+numbers a layer off the device at once. Nothing of the training is touched. Under FSDP2 the numbers
+are those of the whole layers, on every process.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import hypot, inf, isfinite
@@ -23,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from optimizers.clipping import entries
+from optimizers.clipping import as_floats, grad_norms
 from optimizers.groups import owners
 
 Verdict: TypeAlias = Literal["ok", "dead", "vanishing", "exploding"]
@@ -95,29 +96,6 @@ def layers_of(model: nn.Module) -> Layers:
     return layers
 
 
-def norm(tensor: Tensor) -> Tensor:
-    """The L2 norm of a tensor, 0-D, accumulated in float32 or wider."""
-    values = entries(tensor.detach())
-    result: Tensor = torch.linalg.vector_norm(
-        values, dtype=torch.promote_types(values.dtype, torch.float32)
-    )
-    return result
-
-
-def norms(tensors: Iterable[Tensor]) -> list[float]:
-    """The L2 norm of each tensor, moved off each device at once."""
-    measured = [norm(tensor) for tensor in tensors]
-    by_device: dict[torch.device, list[int]] = {}
-    for index, value in enumerate(measured):
-        by_device.setdefault(value.device, []).append(index)
-    values = [0.0] * len(measured)
-    for indices in by_device.values():
-        together = torch.stack([measured[index].double() for index in indices]).tolist()
-        for index, number in zip(indices, together, strict=True):
-            values[index] = number
-    return values
-
-
 def measure(layers: Layers, before: Mapping[str, Sequence[Tensor]]) -> dict[str, LayerStats]:
     """The numbers of a step, from the parameters after it and copies of them before it."""
     tensors: list[Tensor] = []
@@ -127,7 +105,7 @@ def measure(layers: Layers, before: Mapping[str, Sequence[Tensor]]) -> dict[str,
         changes = [new.detach() - past for new, past in zip(params, before[name], strict=True)]
         pieces.append((name, [len(grads), len(params), len(params)]))
         tensors += [*grads, *before[name], *changes]
-    values = iter(norms(tensors))
+    values = iter(as_floats(grad_norms(tensors)))
     return {
         name: LayerStats(*(hypot(*islice(values, count)) for count in counts))
         for name, counts in pieces

@@ -65,3 +65,9 @@ def test_the_classic_facts() -> None:
     decays = [line.split(" | ")[-2:] for line in TEXT.splitlines() if "| adam | " in line]
     assert all(l2 != decoupled.rstrip(" |") for l2, decoupled in decays)
     assert "passes per step: 2." in section("sam")
+
+
+def test_the_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
+    exec(code, {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "2"]

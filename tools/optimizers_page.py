@@ -14,6 +14,7 @@ import torch
 from optimizers import Hyper, Option, Rule, create, get_rule, names, schedules
 from optimizers.core import DecayMode, advance
 from optimizers.mistakes import MISTAKES
+from optimizers.monitor import EXPLODING, VANISHING
 from optimizers.wrappers import WRAPPERS
 from tuner.recipes import RECIPES
 
@@ -52,6 +53,32 @@ DECAY = """\
 L2 and decoupled decay are the same for SGD and differ for Adam. A parameter starts at 1 and gets
 100 gradients that alternate in sign, with `lr=0.01` and `weight_decay=0.1`; without noise it would
 end at 0.905. Adam divides L2 decay by the size of the gradient, so that it depends on it.
+"""
+
+SEEING = """\
+## Seeing inside
+
+A monitor looks at the first step and at every hundredth after it. Per layer it gives the norm of
+the gradient, the update over the weight (about 1e-3 is usual), and a verdict: *dead* (no gradient,
+or exactly zero), *vanishing* (below {vanishing:g} of the largest layer's), *exploding* (not finite,
+{exploding:g} times the layer's own median, or an update larger than the weights), or *ok*. It works
+with every `torch.optim.Optimizer` and does not change the training; studies keep four looks at each
+trial, which `tuner trial show` prints.
+
+```python
+import torch
+from optimizers import Monitor, create
+
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+optimizer = create("adamw", model, lr=1e-3)
+monitor = Monitor(model, every=100)
+monitor.attach(optimizer)
+
+model(torch.randn(16, 4)).square().mean().backward()
+optimizer.step()
+for name, stats in monitor.last.layers.items():
+    print(name, stats.grad_norm, stats.update_ratio, monitor.last.verdicts[name])
+```
 """
 
 PRIORITIES = {0: "on request", 1: "always", 2: "medium budgets", 3: "large budgets"}
@@ -287,6 +314,7 @@ def render() -> str:
             memory_table(),
             DECAY,
             decay_table(),
+            SEEING.format(vanishing=VANISHING, exploding=EXPLODING),
             "## Rules\n",
             *(rule_section(get_rule(name)) for name in names()),
             "## Wrappers\n",

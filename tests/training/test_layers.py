@@ -7,6 +7,7 @@ import pytest
 from optimizers.monitor import LayerStats, Report
 from tests.jobs import STUDIES, configuration, go_on, job, numbers, train
 from tuner import training
+from tuner.cli.trial import layers_line
 from tuner.layers import LOOKS, MOST_LAYERS, summary
 from tuner.training import run
 
@@ -56,6 +57,14 @@ def test_a_large_model_is_told_in_part() -> None:
     assert told["blocks.77"] == {"grad_norm": None, "update_ratio": None, "verdict": "exploding"}
     assert told["blocks.0"] == {"grad_norm": 1.0, "update_ratio": 0.3333, "verdict": "ok"}
     assert sorted(told, key=names.index) == list(told)
+
+
+def test_people_read_which_layers_are_not_well() -> None:
+    looks = train().info["layers"]
+    assert layers_line(looks) == "all well at step 31"
+    looks[-1]["layers"]["2"]["verdict"] = "vanishing"
+    assert layers_line(looks) == "2 vanishing at step 31"
+    assert layers_line([]) == ""
 
 
 def test_the_check_tells_what_the_warnings_need() -> None:

@@ -118,6 +118,7 @@ def show(context: Context, name: str, number: int, as_json: bool) -> None:
             ("configuration", row.configuration.model_dump_json()),
             ("ran on", f"{row.device} of {row.host}, attempts {row.attempts}"),
             ("took", f"{row.wall_seconds:.2f} s, {row.steps} steps"),
+            ("layers", layers_line(row.info.get("layers", []))),
             ("code", str(row.provenance.get("code", ""))),
             ("packages", str(row.provenance.get("packages", ""))),
         ],
@@ -187,3 +188,12 @@ def rerun(context: Context, name: str, number: int, as_json: bool) -> int:
 
 def _metrics(evaluations: list[Evaluation]) -> list[dict[str, float]]:
     return [e.metrics for e in evaluations]
+
+
+def layers_line(looks: list[dict[str, Any]]) -> str:
+    """What the last look at a trial's layers found, by name."""
+    if not looks:
+        return ""
+    verdicts = {name: layer["verdict"] for name, layer in looks[-1]["layers"].items()}
+    sick = [f"{name} {verdict}" for name, verdict in verdicts.items() if verdict != "ok"]
+    return f"{', '.join(sick) or 'all well'} at step {looks[-1]['step']}"
