@@ -1,5 +1,7 @@
 """Sharded parameters: FSDP2 on CPU for elementwise rules, a clear error for the others."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import (
@@ -22,6 +24,7 @@ from tests.integration.processes import (
     SCHEDULE,
     STEPS,
     WORLD,
+    batches,
     identical,
     network,
     together,
@@ -36,6 +39,7 @@ WHOLE = [row for row in ROWS if row not in ELEMENTWISE]
 CASES = [(row.rule, "clip_norm") for row in ELEMENTWISE]
 CASES += [("sgd", limit) for limit in LIMITS if limit != "clip_norm"]
 SETTINGS = {row.rule: row.settings[-1] for row in ROWS}
+WRAPPERS = {"sam": optimizers.SAM, "asam": optimizers.ASAM, "lookahead": optimizers.Lookahead}
 PLACEMENTS = {"rows": Shard(0), "columns": Shard(1), "copies": Replicate()}
 
 
@@ -53,6 +57,24 @@ def sharded():
 
 def full(tensors):
     return [tensor.full_tensor().detach() for tensor in tensors]
+
+
+def train_wrapped(wrapper, model, rank=None):
+    """A training loop with closures; what a monitor saw of the layers in the last step."""
+    opt = WRAPPERS[wrapper](model.parameters(), "adamw", lr=0.02, clip_norm=0.2)
+    monitor = optimizers.Monitor(model, every=1)
+    monitor.attach(opt)
+    for batch in batches(range(STEPS)):
+        x, y = batch if rank is None else (tensor.chunk(WORLD)[rank] for tensor in batch)
+
+        def closure(x=x, y=y):
+            opt.zero_grad()
+            loss = torch.nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            return loss
+
+        opt.step(closure)
+    return {name: asdict(stats) for name, stats in monitor.last.layers.items()}
 
 
 def by_state_dict(model, opt, resumed):
@@ -84,6 +106,15 @@ def training(rank):
         norms = train(model, opt, rank)
         opt.eval()
         ends[f"{rule} {limit}"] = {"norms": norms, "params": full(model.parameters())}
+    return ends
+
+
+def wrapping(rank):
+    ends = {}
+    for wrapper in WRAPPERS:
+        model = sharded()
+        layers = train_wrapped(wrapper, model, rank)
+        ends[wrapper] = {"params": full(model.parameters()), "layers": layers}
     return ends
 
 
@@ -172,7 +203,7 @@ def placements(rank):
     return ends
 
 
-WORK = (training, refusals, resumption, allocation, skipping, in_place, placements)
+WORK = (training, wrapping, refusals, resumption, allocation, skipping, in_place, placements)
 
 
 def work(rank):
@@ -200,6 +231,14 @@ def test_shards_train_like_the_whole(rule, limit, ends):
     torch.testing.assert_close(found["norms"], norms, rtol=1e-10, atol=0)
     expected = [param.detach() for param in model.parameters()]
     torch.testing.assert_close(found["params"], expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_and_monitor_see_the_whole(wrapper, ends):
+    model = network()
+    layers = train_wrapped(wrapper, model)
+    expected = {"params": [param.detach() for param in model.parameters()], "layers": layers}
+    torch.testing.assert_close(ends["wrapping"][wrapper], expected, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("row", WHOLE, ids=lambda row: row.rule)
