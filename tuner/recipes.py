@@ -60,14 +60,14 @@ RECIPES: dict[str, Recipe] = {
             title="A transformer, or anything with attention, from scratch",
             start={"lr": 3e-4, "weight_decay": 0.1, "beta2": 0.95, "warmup": 0.05, "clip_norm": 1},
             reasons=(
-                "Gradients of attention layers differ in size by orders of magnitude, which Adam's "
-                "denominator evens out and SGD does not (Zhang et al., NeurIPS 2020).",
-                "Weight decay is decoupled (AdamW): as L2 it would be divided by the same "
+                "The gradients of attention models are heavy-tailed, which Adam withstands and SGD "
+                "does not (Zhang et al., NeurIPS 2020).",
+                "Weight decay is decoupled (AdamW): as L2 it would be divided by Adam's "
                 "denominator. 0.01 to 0.1; the upper end for long runs.",
                 "A warm-up, because the first updates rest on few gradients (Xiong et al., ICML "
                 "2020); then a cosine to zero.",
-                "beta2 of 0.95 forgets outliers sooner than 0.999; 0.999 is right for small "
-                "batches (Zhao et al., 2024: search 0.95 to 0.999).",
+                "beta2 of 0.95 forgets outliers sooner, 0.999 averages more noise away: the second "
+                "arm asks which of them matters here.",
                 "Clipping to norm 1.0 contains single bad batches.",
             ),
             arms=(
@@ -98,8 +98,8 @@ RECIPES: dict[str, Recipe] = {
                 "SGD with momentum generalises at least as well as adaptive rules here, with half "
                 "of their memory (He et al., 2016; Wilson et al., NeurIPS 2017).",
                 "A cosine needs no milestones; drops by 10 at set times are the older alternative.",
-                "0.1 and 1e-4 at batch 256 are ImageNet's values: on a small data set search both, "
-                "and expect five times more weight decay.",
+                "0.1 and 1e-4 at batch 256 are ImageNet's values: on a small data set search both; "
+                "5e-4 is common there.",
                 "The learning rate grows with the batch size in proportion (Goyal et al., 2017); "
                 "a study does that by itself.",
             ),
@@ -147,7 +147,7 @@ RECIPES: dict[str, Recipe] = {
                 "eps of 1e-5 keeps updates small while the second moment is tiny (Huang et al., "
                 "ICLR Blog 2022).",
                 "Clipping to norm 0.5, because returns have outliers; no weight decay.",
-                "Seeds differ more than optimizers do: decide with 20 of them.",
+                "Seeds differ as much as methods do (Henderson et al., AAAI 2018): decide with 20.",
             ),
             arms=(
                 {

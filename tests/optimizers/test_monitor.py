@@ -60,7 +60,7 @@ def test_numbers_of_plain_sgd():
 OPTIMIZERS = {
     "ours": lambda model: optimizers.create("adamw", model, clip_norm=0.1),
     "torch's": lambda model: torch.optim.AdamW(model.parameters()),
-    "sam": lambda model: optimizers.create("adamw", model),
+    "lookahead": lambda model: optimizers.create("lookahead", model, base="sgd", k=2),
 }
 
 

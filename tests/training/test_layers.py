@@ -34,6 +34,7 @@ def test_the_numbers_of_a_trial_do_not_move(
 ) -> None:
     changes = {"configuration": configuration(optimizer=optimizer)}
     watched = train("tiny:noisy", **changes)
+    assert watched.state == "completed", watched.failure
     monkeypatch.setattr(training, "watch", lambda *_: None)
     assert numbers(train("tiny:noisy", **changes)) == numbers(watched)
     assert watched.info["layers"]
