@@ -37,20 +37,26 @@ def built_in(model):
         schedule=schedules.warmup_cosine(warmup=0.2),
         total_steps=STEPS,
     )
-    return optimizer, None
+    return {"optimizers": (optimizer, None)}
 
 
 def torch_scheduler(model):
     optimizer = optimizers.AdamW(model.parameters(), lr=0.03)
-    return optimizer, LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+    return {"optimizers": (optimizer, LambdaLR(optimizer, lambda step: 1 - step / STEPS))}
 
 
 def two_points(model):
     """A rule that evaluates elsewhere than it trains."""
-    return optimizers.AdamWScheduleFree(model.parameters(), lr=0.03), None
+    optimizer = optimizers.AdamWScheduleFree(model.parameters(), lr=0.03)
+    return {"optimizers": (optimizer, None)}
 
 
-FORMS = [built_in, torch_scheduler, two_points]
+def class_and_arguments(model):
+    """The Trainer makes the groups and the optimizer."""
+    return {"optimizer_cls_and_kwargs": (optimizers.Muon, {"lr": 0.03, "adamw_lr": 0.03})}
+
+
+FORMS = [built_in, torch_scheduler, two_points, class_and_arguments]
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def train(tmp_path, monkeypatch):
             arguments,
             train_dataset=sequences(),
             eval_dataset=sequences(),
-            optimizers=form(model),
+            **form(model),
         )
         trainer.train(resume_from_checkpoint=resume_from)
         return trainer
