@@ -79,7 +79,10 @@ def show(name: str, as_json: bool) -> None:
         raise UsageError(f"no optimizer {name!r}; {near}allowed: {', '.join(names())}")
     rule = get_rule(name)
     hypers = [{"name": key, **_finite(asdict(hyper))} for key, hyper in rule.hypers.items()]
-    options = [{"name": key, **asdict(option)} for key, option in rule.options.items()]
+    options = [
+        {"name": key, **asdict(option), "choices": list(option.choices)}
+        for key, option in rule.options.items()
+    ]
     facts = {**summary(rule), "equations": rule.equations.strip(), "paper": rule.paper}
     if as_json:
         print_json({**facts, "hyperparameters": hypers, "options": options})
