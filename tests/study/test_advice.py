@@ -1,16 +1,18 @@
 """Recipes are valid study files without mistakes; each known mistake in a study is named."""
 
 import tomllib
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from optimizers.mistakes import MISTAKES
+from tests.jobs import STUDIES
 from tests.study.specs import ADAMW, SGD, study_data, study_spec
 from tuner.advice import SMALL_DATA, warnings_for
 from tuner.errors import UsageError
 from tuner.recipes import RECIPES, Recipe
-from tuner.spec import StudySpec, WarningCode, override, parse_spec
+from tuner.spec import StudySpec, WarningCode, load_spec, override, parse_spec
 
 PROBLEMS = [
     *("transformer", "vision", "rnn", "rl", "finetune", "large-batch", "sparse", "memory"),
@@ -48,6 +50,13 @@ def test_a_recipe_is_a_valid_study_file(recipe: Recipe) -> None:
 def test_a_recipe_makes_no_known_mistake(recipe: Recipe) -> None:
     shows = SHOWS.get(recipe.problem, [])
     assert codes(study_of(recipe), traits=shows, n_train=999) == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((STUDIES / "studies").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_a_study_that_ships_makes_no_known_mistake(path: Path) -> None:
+    assert codes(load_spec(path), n_train=1000) == []
 
 
 def test_an_ordinary_study_makes_no_mistake() -> None:
