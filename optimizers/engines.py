@@ -155,6 +155,8 @@ def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None
 def eager(batch: Batch) -> None:
     """Run the rule tensor by tensor with ordinary torch operations."""
     for index, piece in enumerate(batch.pieces()):
+        if not piece.param.numel():  # norms and factors of nothing are not defined
+            continue
         half = batch.stochastic and piece.param.dtype != compute_dtype(piece.param.dtype)
         noise = noise_source(piece.param.device, piece.t, index) if half else None
         (step_rows if piece.grad.is_sparse else step_dense)(batch, piece, noise)

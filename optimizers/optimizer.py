@@ -363,6 +363,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._zeros = {}
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's own argument, which it fills in
 
 
 def make_class(rule: Rule, module: str = __name__) -> type[Optimizer]:

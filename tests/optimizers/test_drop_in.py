@@ -325,6 +325,7 @@ def test_checkpoints_share_nothing_and_load_safely(row):
     )  # fmt: skip
     resumed.load_state_dict(saved)
     assert resumed.current_lrs == [resumed.hyper(resumed.param_groups[0]).lr]
+    same_checkpoint(resumed.state_dict(), kept)
     assert torch.equal(drive(resumed, other, grads[3:])[-1], drive(opt, param, grads[3:])[-1])
     same_checkpoint(saved, kept)
 

@@ -67,6 +67,22 @@ def test_parameters_of_any_layout(row, layout, chunk, monkeypatch):
 
 
 @BY_ROW
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2)])
+def test_parameters_without_entries_stop_nothing(row, shape):
+    start, grads = problem((4, 3), 3)
+    ends = []
+    for extra in ([], [leaf(torch.zeros(shape))]):
+        param = leaf(start.clone())
+        opt = optimizers.create(row.rule, [param, *extra], clip_agc=0.1, **row.settings[-1])
+        for grad in grads:
+            for empty in extra:
+                empty.grad = torch.zeros_like(empty)
+            steps(opt, param, [grad])
+        ends.append(param.detach())
+    assert torch.equal(*ends)
+
+
+@BY_ROW
 @BY_LAYOUT
 def test_state_of_a_model_in_another_layout(row, layout):
     start, grads = problem(SHAPE, 6)
