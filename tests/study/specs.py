@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from tuner.records import LrCurve, Trial
+from tuner.service import Environment
 from tuner.spec import StudySpec, parse_spec
 from tuner.stages import History, next_trials
 
@@ -56,6 +58,33 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in value.items())} }}"
     return json.dumps(value)
+
+
+QUICK: dict[str, Any] = {
+    "budget": {
+        "max_steps": 10,
+        "evaluations": 2,
+        "trials_per_arm": 2,
+        "confirm_top": 1,
+        "confirm_seeds": 1,
+        "decide_seeds": 2,
+        "lr_range_steps": 30,
+    },
+    "search": {"batch_size": [8, 16], "lr": [1e-3, 1e-1]},
+    "run": {"slots": 1},
+    "arms": [ADAMW],
+}
+
+
+def same(trial: Trial) -> tuple[Any, ...]:
+    """What must not depend on how often a study was interrupted."""
+    return (trial.number, trial.arm, trial.stage, trial.seed, trial.state, trial.point, trial.value)
+
+
+def states(env: Environment) -> Counter[str]:
+    """How many trials of the study are in each state; none before it is created."""
+    known = [study.name for study in env.store.list_studies()]
+    return Counter(t.state for t in env.store.trials("small")) if known else Counter()
 
 
 CURVE = LrCurve(points=[], suggested_lr=1e-2, low=1e-3, high=3e-2, diverges_at=1e-1)

@@ -1,0 +1,87 @@
+"""Whole studies whose tasks or workers fail, each in its own way."""
+
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.study.specs import QUICK, states, study_spec
+from tuner import service
+from tuner.errors import NoCompletedTrialError, TaskError
+from tuner.service import Environment
+
+
+def test_a_bug_in_the_users_code_stops_the_study_early(env: Environment) -> None:
+    with pytest.raises(TaskError, match="KeyError: 'weights'") as caught:
+        service.start(study_spec(**QUICK, study={"task": "faulty:loss_raises"}), env)
+    assert "raise_key_error" in caught.value.traceback
+    study = env.store.get_study("small")
+    assert study.state == "failed"
+    kinds = Counter(t.failure.kind for t in env.store.trials("small") if t.failure)
+    assert kinds["user_error"] == 3
+
+
+def test_a_repaired_bug_is_tried_again(
+    env: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = tmp_path / "repaired"
+    monkeypatch.setenv("REPAIRED", str(flag))
+    with pytest.raises(TaskError, match="not yet"):
+        service.start(study_spec(**QUICK, study={"task": "faulty:until_repaired"}), env)
+    flag.touch()
+    result = service.resume("small", env)
+    assert result.study.state == "completed"
+    assert not any(t.failure for t in env.store.trials("small"))
+
+
+def test_a_study_that_diverges_everywhere_has_no_answer(env: Environment) -> None:
+    with pytest.raises(NoCompletedTrialError):
+        service.start(study_spec(**QUICK, study={"task": "faulty:nan_loss"}), env)
+    trials = env.store.trials("small")
+    assert {t.state for t in trials} == {"diverged"}
+    assert env.store.get_study("small").state == "failed"
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_tried_again(env: Environment) -> None:
+    data = {**QUICK, "budget": {**QUICK["budget"], "max_steps": 60}}
+    spec = study_spec(**data, study={"task": "faulty:sleepy"})
+    killed: list[int] = []
+
+    def kill_one() -> bool:
+        children = [
+            p
+            for p in psutil.Process().children(recursive=True)
+            if "tuner.executors.worker" in " ".join(p.cmdline())
+        ]
+        now = states(env)
+        if not killed and children and now["completed"] and now["running"]:
+            os.kill(children[0].pid, signal.SIGKILL)
+            killed.append(children[0].pid)
+        return False
+
+    result = service.start(spec, replace(env, should_stop=kill_one))
+    assert killed
+    assert result.study.state == "completed"
+    assert max(t.attempts for t in env.store.trials("small")) == 2
+
+
+def test_a_trial_that_always_kills_its_worker_fails_alone(env: Environment) -> None:
+    budget = {**QUICK["budget"], "trials_per_arm": 1, "default_seeds": 0}
+    data = {**QUICK, "budget": budget, "run": {"slots": 1, "retries": 1}}
+    with pytest.raises(NoCompletedTrialError):
+        service.start(study_spec(**data, study={"task": "faulty:late_segfault"}), env)
+    failed = env.store.trials("small")
+    assert all(t.failure.kind == "killed" and t.attempts == 2 for t in failed)
+    assert "SIGSEGV" in failed[0].failure.message
+
+
+def test_out_of_memory_makes_the_parts_of_a_batch_smaller(env: Environment) -> None:
+    result = service.start(study_spec(**QUICK, study={"task": "faulty:memory_for_six"}), env)
+    trials = [t for t in env.store.trials("small") if t.stage != "lr-range"]
+    assert result.study.state == "completed"
+    assert {t.micro_batch for t in trials if t.params["batch_size"] >= 8} <= {4, None}
+    assert any(t.micro_batch == 4 for t in trials)

@@ -1,0 +1,163 @@
+"""Whole studies that are stopped, killed and resumed: nothing is lost, nothing changes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.jobs import TASKS
+from tests.study.specs import QUICK, same, states, study_data, study_spec, toml_of
+from tuner import service
+from tuner.errors import TunerError
+from tuner.lease import take_lease
+from tuner.records import Trial
+from tuner.service import Environment
+from tuner.store.base import Lease
+from tuner.store.sql import SqlStore, open_store
+
+
+def test_a_stopped_study_goes_on_to_the_same_trials(env: Environment, tmp_path: Path) -> None:
+    spec = study_spec(run={"slots": 2})
+    stopping = replace(env, should_stop=lambda: states(env)["completed"] >= 9)
+    result = service.start(spec, stopping)
+    assert (result.study.state, result.comparison) == ("stopped", None)
+    assert not states(env)["running"]
+    result = service.resume("small", env)
+    assert result.study.state == "completed"
+
+    whole = replace(env, store=open_store(f"sqlite:///{tmp_path}/whole.db"))
+    service.start(spec, whole)
+    assert [same(t) for t in env.store.trials("small")] == [
+        same(t) for t in whole.store.trials("small")
+    ]
+    whole.store.close()
+
+
+def test_a_study_can_be_stopped_through_the_database(env: Environment) -> None:
+    spec = study_spec(**QUICK, study={"task": "faulty:sleepy"})
+    timer = threading.Thread(target=_request_stop, args=(env.store,))
+    timer.start()
+    result = service.start(spec, env)
+    timer.join()
+    assert result.study.state == "stopped"
+    assert any(t.state == "interrupted" for t in env.store.trials("small"))
+
+
+def _request_stop(store: SqlStore) -> None:
+    while not any(store.trials(study.name) for study in store.list_studies()):
+        time.sleep(0.1)
+    store.request_stop("small")
+
+
+def test_two_coordinators_are_one_too_many(env: Environment) -> None:
+    service.start(study_spec(**QUICK), env)
+    now = datetime.now(UTC)
+    far = Lease(
+        study="small", owner="x", host="elsewhere", pid=1, expires_at=now + timedelta(minutes=1)
+    )
+    assert env.store.acquire_lease(far, now) is None
+    with pytest.raises(TunerError, match="process 1 on elsewhere"):
+        service.resume("small", env)
+
+
+def test_a_dead_coordinator_of_this_host_is_succeeded_at_once(env: Environment) -> None:
+    service.start(study_spec(**QUICK), env)
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    now = datetime.now(UTC)
+    host = env.store.trials("small")[0].host
+    dead = Lease(
+        study="small", owner="x", host=host, pid=done.pid, expires_at=now.replace(year=2100)
+    )
+    assert env.store.acquire_lease(dead, now) is None
+    take_lease(env.store, "small")
+    assert env.store.get_lease("small").pid == os.getpid()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a study file, as a user has it."""
+    (tmp_path / "small.toml").write_text(toml_of(study_data(run={"slots": 2})))
+    return tmp_path
+
+
+def command(project: Path, home: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tuner", "--mlflow-uri", "none", "study", *arguments],
+        cwd=project,
+        env={**os.environ, "TUNER_HOME": home, "PYTHONPATH": str(TASKS)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(project: Path, home: str) -> list[Trial]:
+    if not (project / home / "tuner.db").exists():
+        return []
+    store = open_store(f"sqlite:///{project / home / 'tuner.db'}")
+    names = [s.name for s in store.list_studies()]
+    trials = store.trials("small") if names else []
+    store.close()
+    return trials
+
+
+def wait_for(project: Path, home: str, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while sum(t.state == "completed" for t in finished(project, home)) < count:
+        assert time.monotonic() < deadline, "no progress"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Workers whose logs lie in the folder, alive."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in part for part in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def test_kill_nine_of_the_process_group_loses_nothing(project: Path) -> None:
+    whole = command(project, "whole", "start", "small.toml")
+    assert whole.wait(120) == 0, whole.communicate()
+
+    process = command(project, "killed", "start", "small.toml")
+    wait_for(project, "killed", 8, process)
+    before = [same(t) for t in finished(project, "killed") if t.state == "completed"]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = [same(t) for t in finished(project, "killed")]
+    assert set(map(str, before)) <= set(map(str, kept))
+    process = command(project, "killed", "resume", "small")
+    assert process.wait(120) == 0, process.communicate()
+    assert [same(t) for t in finished(project, "killed")] == [
+        same(t) for t in finished(project, "whole")
+    ]
+    assert whole.communicate()[0] == process.communicate()[0]  # the same table and answer
+
+
+def test_ctrl_c_stops_within_seconds_and_keeps_what_is_finished(project: Path) -> None:
+    process = command(project, "home", "start", "small.toml")
+    wait_for(project, "home", 3, process)
+    os.kill(process.pid, signal.SIGINT)
+    asked = time.monotonic()
+    _, errors = process.communicate(timeout=15)
+    assert time.monotonic() - asked < 10
+    assert process.returncode == 130
+    assert "tuner study resume small" in errors
+    assert "Traceback" not in errors
+    trials = finished(project, "home")
+    assert sum(t.state == "completed" for t in trials) >= 3
+    assert not any(t.state == "running" for t in trials)
+    assert processes_in(project) == []
