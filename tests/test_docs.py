@@ -116,6 +116,7 @@ def shell(command: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs(tmp_path: Path) -> None:
     for number, (language, body) in enumerate(blocks("docs/tutorial.md", "bash", "python")):
         script = tmp_path / f"block{number}.py"

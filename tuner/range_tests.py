@@ -140,8 +140,8 @@ def _result(trial: Trial, outcome: Outcome) -> Result:
 def _error(arm: str, failure: Failure | None) -> TunerError:
     if failure is None:
         return TunerError(f"{arm}: the range test ended without a curve")
-    if failure.kind != "user_error":
-        return TunerError(f"{arm}: {failure.kind}: {failure.message}")
-    if failure.traceback:
+    if failure.kind == "usage_error":
+        return UsageError(failure.message)
+    if failure.kind == "user_error":
         return TaskError(failure.message, failure.traceback)
-    return UsageError(failure.message)  # nothing of the user's ran: the task was not found
+    return TunerError(f"{arm}: {failure.kind}: {failure.message}")

@@ -50,6 +50,7 @@ def test_advise_without_a_problem_and_with_an_unknown_one(tuner: Tuner) -> None:
     assert "vision" in unknown.err
 
 
+@pytest.mark.slow
 def test_a_study_warns_before_it_starts(tuner: Tuner, tmp_path: Path) -> None:
     shutil.copy(TASKS / "tiny.py", tmp_path)
     (tmp_path / "small.toml").write_text(MISTAKEN)

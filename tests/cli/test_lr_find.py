@@ -50,6 +50,7 @@ def lr_find(tuner: Tuner, *arguments: str) -> Result:
     return tuner("--mlflow-uri", "none", "lr-find", *arguments, "--steps", "30")
 
 
+@pytest.mark.slow
 def test_the_suggestion_and_its_reason_are_printed(tuner: Tuner, tmp_path: Path) -> None:
     tuner("init")
     result = lr_find(tuner, "mytask:build", "-o", "sgd")
@@ -59,6 +60,7 @@ def test_the_suggestion_and_its_reason_are_printed(tuner: Tuner, tmp_path: Path)
     assert f"suggested learning rate {curve.suggested_lr:.3g}" in result.out
 
 
+@pytest.mark.slow
 def test_an_error_of_the_users_code_is_shown_with_its_place(tuner: Tuner, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     result = lr_find(tuner, "broken:build")
@@ -84,6 +86,7 @@ def test_a_slip_is_a_usage_error(tuner: Tuner, arguments: list[str], says: str) 
     assert says in result.err
 
 
+@pytest.mark.slow
 def test_without_an_mlflow_server_the_curves_are_still_stored(tuner: Tuner, tmp_path: Path) -> None:
     tuner("init")
     result = tuner(

@@ -60,6 +60,7 @@ def test_each_worker_sees_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert devices == {0: "GPU-fake-0", 1: "GPU-fake-1"}
 
 
+@pytest.mark.slow
 def test_workers_are_kept_from_job_to_job(local: LocalExecutor) -> None:
     local.submit(job())
     finish(local)
@@ -120,6 +121,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(local: LocalExecutor, tmp_path
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_worker_may_die_while_it_starts_or_idles(local: LocalExecutor) -> None:
     for moment in (0.0, 0.4):
         slot = local.submit(job("faulty:deaf"))
@@ -172,6 +174,7 @@ def test_a_job_that_does_not_listen_is_killed(
     assert (outcome.state, outcome.failure) == ("cancelled", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["faulty:sleepy", "faulty:busy"])
 def test_closing_leaves_no_process_behind(tmp_path: Path, task: str) -> None:
     executor = LocalExecutor(cpu_slots(2), tmp_path)
@@ -241,6 +244,7 @@ def test_a_log_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     executor.close()
 
 
+@pytest.mark.slow
 def test_large_messages_pass(local: LocalExecutor) -> None:
     betas = {"lr": 1e-2, "betas": (0.9, 0.99)}
     the_job = job(

@@ -1,11 +1,14 @@
 """Accelerate prepares, accumulates, saves and loads our optimizers."""
 
+import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from optimizers import AdamW
 from tests.integration.processes import SCHEDULE, STEPS, batches, identical, network, train
+
+pytestmark = pytest.mark.slow  # other people's frameworks take long to start
 
 MICRO_BATCHES = 2
 

@@ -33,6 +33,8 @@ from tests.integration.processes import (
 from tests.optimizers.helpers import drive, problem
 from tests.optimizers.table import ROWS
 
+pytestmark = pytest.mark.slow  # other people's frameworks take long to start
+
 LIMITS = {"clip_norm": 0.2, "clip_per_layer": 0.1, "clip_agc": 0.01, "clip_value": 0.01}
 ELEMENTWISE = [row for row in ROWS if optimizers.get_rule(row.rule).scope == "element"]
 WHOLE = [row for row in ROWS if row not in ELEMENTWISE]

@@ -9,6 +9,8 @@ import optimizers
 from optimizers import schedules
 from tests.integration.processes import identical
 
+pytestmark = pytest.mark.slow  # other people's frameworks take long to start
+
 STEPS = 12
 TOKENS = 8
 CONFIG = GPT2Config(

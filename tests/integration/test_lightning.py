@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from optimizers import AdamW, Lion, schedules
 from tests.integration.processes import identical
 
+pytestmark = pytest.mark.slow  # other people's frameworks take long to start
+
 EPOCH = 4
 STEPS = 2 * EPOCH
 SCHEDULE = schedules.warmup_cosine(warmup=0.3)

@@ -33,6 +33,7 @@ def trained(task: str, kind: str = "train") -> Outcome:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_a_study_learns(task: str) -> None:
     _, direction, _, goal = TASKS[task]
