@@ -121,7 +121,7 @@ def start(spec: StudySpec, env: Environment, replace: bool = False) -> Result:
 
 
 def resume(name: str, env: Environment, slots: int | None = None) -> Result:
-    """Go on with a study where it stands.
+    """Go on with a study where it stands; trials from now on tell today's code and packages.
 
     Raises:
         UsageError: there is no such study.
@@ -129,6 +129,8 @@ def resume(name: str, env: Environment, slots: int | None = None) -> Result:
     """
     study = env.store.get_study(name)
     spec = StudySpec.model_validate(study.spec)
+    provenance = {**study.provenance, **collect(spec.study.task, Path.cwd())}
+    study = study.model_copy(update={"provenance": provenance})
     with _executor(slots or spec.run.slots, env.home, name) as executor:
         return _run(study, env, executor)
 

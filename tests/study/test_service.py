@@ -93,3 +93,15 @@ def test_a_regression_is_minimized(env: Environment) -> None:
     result = service.start(study_spec(**{**QUICK, "arms": [ADAMW, SGD]}, study=study), env)
     assert result.comparison.direction == "minimize"
     assert result.comparison.arms[0].mean <= result.comparison.arms[1].mean
+
+
+def test_trials_of_a_resumed_study_tell_the_code_they_ran_with(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = replace(env, should_stop=lambda: bool(env.store.list_studies()))
+    monkeypatch.setattr(service, "collect", lambda *_: {"code": {"commit": "old"}})
+    assert service.start(study_spec(**QUICK), stopping).study.state == "stopped"
+    monkeypatch.setattr(service, "collect", lambda *_: {"code": {"commit": "new"}})
+    service.resume("small", env)
+    assert {t.provenance["code"]["commit"] for t in env.store.trials("small")} == {"new"}
+    assert env.store.get_study("small").provenance["code"]["commit"] == "old"
