@@ -30,9 +30,11 @@ def from_rule(
     if isinstance(model_or_params, nn.Module):
         grouping = {key: arguments.pop(key) for key in GROUPING if key in arguments}
         effective = {**rule.arguments, **arguments}
-        params = param_groups(
-            model_or_params, effective["weight_decay"], lr=effective["lr"], **grouping
-        )
+        params = param_groups(model_or_params, effective["weight_decay"], lr=1.0, **grouping)
+        rates = ("lr",) if rule.partner is None else ("lr", rule.partner.arguments["lr"])
+        for group in params:
+            if "lr" in group:  # the layer's share of each learning rate
+                group.update({rate: group["lr"] * effective[rate] for rate in rates})
         if rule.partner is not None:
             params = hidden_groups(model_or_params, params, rule.partner.rule)
     optimizer = CLASSES[name](params, **arguments)

@@ -147,7 +147,8 @@ def hidden_groups(
         if inside:
             result.append({**group, "params": inside})
         if outside:
-            result.append({**group, "params": outside, "rule": partner})
+            rest = {key: value for key, value in group.items() if key != "lr"}  # its own rule's
+            result.append({**rest, "params": outside, "rule": partner})
     return result
 
 

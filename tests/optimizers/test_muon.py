@@ -44,6 +44,19 @@ def test_a_model_gives_its_hidden_matrices():
     assert {g["lr"] for g in opt.param_groups if "rule" in g} == {0.01}
 
 
+def test_layer_decay_scales_the_learning_rate_of_either_rule():
+    arguments = {"lr": 0.8, "adamw_lr": 0.08, "layer_decay": 0.5}
+    opt = optimizers.create("muon", Language(), **arguments)
+    rates = {name: g["lr"] for g in opt.param_groups for name in g["param_names"]}
+    assert rates == {
+        "embedding.weight": 0.005,
+        "blocks.0.weight": 0.1, "blocks.0.bias": 0.01,
+        "blocks.1.weight": 0.02, "blocks.1.bias": 0.02,
+        "blocks.2.weight": 0.4, "blocks.2.bias": 0.04,
+        "head.weight": 0.08, "head.bias": 0.08,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("model", "hidden"),
     [
