@@ -181,11 +181,10 @@ class ArmSection(_Section):
 
     @model_validator(mode="after")
     def _args_fit(self) -> Self:
-        """Build both once on a dummy parameter: the library's own validation is the only one."""
-        import torch
-
+        """Ask the rows of optimizer, wrapper and schedule: they are the only validation."""
         import optimizers
         from optimizers import schedules
+        from optimizers.wrappers import WRAPPERS
 
         for key in ("lr", "weight_decay", "clip_norm", "schedule", "total_steps"):
             if key in self.optimizer_args:
@@ -205,17 +204,15 @@ class ArmSection(_Section):
             raise ValueError(f"schedule_args: {error}") from None
         if len(self.clip) > 1:
             raise ValueError(f"{' and '.join(self.clip)} are given; allowed: one of them")
-        arguments = {**self.optimizer_args, **self.clip, **searched}
         try:
-            optimizers.create(self.optimizer, [torch.zeros(1)], **arguments)
+            rule.validate(rule.arguments | rule.pack({**self.optimizer_args, **searched}))
         except (TypeError, ValueError) as error:
             raise ValueError(f"optimizer_args: {error}") from None
-        if self.wrapper is None:
-            require_known_keys("wrapper_args", self.wrapper_args, set())
-            return self
+        rows = WRAPPERS[self.wrapper].hypers if self.wrapper else {}
+        require_known_keys("wrapper_args", self.wrapper_args, set(rows))
         try:
-            wrapped = {"base": self.optimizer, **self.wrapper_args, **arguments}
-            optimizers.create(self.wrapper, [torch.zeros(1)], **wrapped)
+            for name, value in self.wrapper_args.items():
+                rows[name].validate(str(self.wrapper), name, value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"wrapper_args: {error}") from None
         return self
