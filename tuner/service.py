@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tuner.advice import warnings_for
@@ -90,12 +91,53 @@ def new_study(spec: StudySpec, provenance: dict[str, Any]) -> Study:
     )
 
 
-def start(spec: StudySpec, env: Environment, replace: bool = False) -> Result:
-    """Check the task, create the study and run it.
+@dataclass(frozen=True)
+class Checked:
+    """A task that was tried, and the workers that did it and have it loaded."""
+
+    executor: LocalExecutor
+    info: dict[str, Any]
+
+
+@contextmanager
+def checked(
+    spec: StudySpec,
+    home: Home,
+    search_path: tuple[str, ...],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Checked]:
+    """Try the task; when that fails nothing is left behind.
 
     Raises:
-        UsageError: the name is taken (and `replace` is False), or the metric does not exist.
+        UsageError: the task or the metric does not exist.
         TaskError: the user's code fails.
+    """
+    name = spec.study.name
+    made = home.logs / name if home.root.exists() else home.root
+    made_before, tried = made.exists(), False
+    try:
+        with _executor(spec.run.slots, home, name) as executor:
+            places = Places(search_path, home.checkpoints / name)
+            info = check_task(spec, executor, places, should_stop)
+            tried = True
+            yield Checked(executor, info)
+    finally:
+        if not tried and not made_before:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def start(spec: StudySpec, env: Environment, replace: bool = False) -> Result:
+    """Check the task, create the study and run it; raises as `checked` and `run_checked` do."""
+    with checked(spec, env.home, env.search_path, env.should_stop) as ready:
+        return run_checked(spec, env, ready, replace)
+
+
+def run_checked(spec: StudySpec, env: Environment, ready: Checked, replace: bool) -> Result:
+    """Create the study of a task that was checked, and run it.
+
+    Raises:
+        UsageError: the name is taken (and `replace` is False), or a coordinator is at work on it.
+        TaskError: the user's code fails too often.
         NoCompletedTrialError: not one trial completed.
     """
     name = spec.study.name
@@ -105,19 +147,14 @@ def start(spec: StudySpec, env: Environment, replace: bool = False) -> Result:
             f"study {name!r} exists: `tuner study resume {name}` goes on with it, --replace"
             " starts again, -S study.name=... gives another name"
         )
+    for advice in warnings_for(spec, ready.info):
+        env.warn(str(advice))
+    provenance = collect(spec.study.task, Path.cwd()) | {"data": ready.info.get("data", {})}
+    study = new_study(with_slots(spec, ready.executor.slots), provenance)
     if taken:
-        refuse_running(env.store, name)
-    with _executor(spec.run.slots, env.home, name) as executor:
-        info = check_task(spec, executor, env.places(name), env.should_stop)
-        for advice in warnings_for(spec, info):
-            env.warn(str(advice))
-        spec = with_slots(spec, executor.slots)
-        provenance = collect(spec.study.task, Path.cwd())
-        study = new_study(spec, {**provenance, "data": info.get("data", {})})
-        if taken:
-            delete(env, name)
-        env.store.create_study(study)
-        return _run(study, env, executor)
+        delete(env, name)
+    env.store.create_study(study)
+    return _run(study, env, ready.executor)
 
 
 def resume(name: str, env: Environment, slots: int | None = None) -> Result:
@@ -272,16 +309,14 @@ class DryRun:
     seconds: float | None  # of the whole study
 
 
-def dry_run(spec: StudySpec, home: Home, search_path: tuple[str, ...]) -> DryRun:
-    """Check the task and estimate the cost; no database is touched.
+def dry_run(spec: StudySpec, search_path: tuple[str, ...]) -> DryRun:
+    """Check the task and estimate the cost; nothing is created.
 
     Raises:
-        TaskError, UsageError: as `start`.
+        TaskError, UsageError: as `checked`.
     """
-    name = spec.study.name
-    with _executor(spec.run.slots, home, name) as executor:
-        info = check_task(spec, executor, Places(search_path, home.checkpoints / name))
-        slots = executor.slots
+    with TemporaryDirectory() as folder, checked(spec, Home(Path(folder)), search_path) as ready:
+        slots, info = ready.executor.slots, ready.info
     steps = full_steps(spec, info.get("n_train"))
     seconds = None
     sizes = stage_sizes(spec)

@@ -106,12 +106,29 @@ def start(
     extra = (f"run.slots={slots}",) if slots else ()
     spec = load_spec(file, overrides + extra)
     if dry_run:
-        return _dry_run(context, spec, as_json)
+        with named(file):
+            return _dry_run(spec, as_json)
     from tuner import service
 
-    with contextlib.closing(context.open_store()) as store, stop_on_signal() as asked:
-        result = service.start(spec, environment(context, store, asked), replace)
-        return _conclude(context, result, asked, as_json)
+    with contextlib.ExitStack() as stack:
+        asked = stack.enter_context(stop_on_signal())
+        task = service.checked(spec, context.home, (str(Path.cwd()),), asked.is_set)
+        with named(file):
+            ready = stack.enter_context(task)
+        store = stack.enter_context(contextlib.closing(context.open_store()))
+        env = environment(context, store, asked)
+        return _conclude(context, service.run_checked(spec, env, ready, replace), asked, as_json)
+
+
+@contextlib.contextmanager
+def named(file: Path) -> Iterator[None]:
+    """Lets an error about what a study file says begin with the file's name."""
+    from tuner.errors import UsageError
+
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
 
 
 @click.command()
@@ -167,12 +184,12 @@ def print_comparison(comparison: Any) -> None:
     console.print(comparison.answer, markup=False, soft_wrap=not console.is_terminal)
 
 
-def _dry_run(context: Context, spec: StudySpec, as_json: bool) -> int:
+def _dry_run(spec: StudySpec, as_json: bool) -> int:
     from tuner import service
     from tuner.advice import warnings_for
     from tuner.space import arm_space
 
-    found = service.dry_run(spec, context.home, (str(Path.cwd()),))
+    found = service.dry_run(spec, (str(Path.cwd()),))
     warnings = [str(advice) for advice in warnings_for(spec, found.info)]
     for text in warnings:
         warn(text)
