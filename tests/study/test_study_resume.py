@@ -21,6 +21,7 @@ from tuner.errors import TunerError
 from tuner.lease import take_lease
 from tuner.records import Trial
 from tuner.service import Environment
+from tuner.stages import stage_sizes
 from tuner.store.base import Lease
 from tuner.store.sql import SqlStore, open_store
 
@@ -44,13 +45,15 @@ def test_a_stopped_study_goes_on_to_the_same_trials(env: Environment, tmp_path: 
 
 
 def test_a_study_can_be_stopped_through_the_database(env: Environment) -> None:
-    spec = study_spec(**QUICK, study={"task": "faulty:sleepy"})
+    longer = {**QUICK, "budget": {**QUICK["budget"], "max_steps": 200}}  # two seconds a trial
+    spec = study_spec(**longer, study={"task": "faulty:sleepy"})
     timer = threading.Thread(target=_request_stop, args=(env.store,))
     timer.start()
     result = service.start(spec, env)
     timer.join()
     assert result.study.state == "stopped"
-    assert any(t.state == "interrupted" for t in env.store.trials("small"))
+    assert states(env)["completed"] < sum(stage_sizes(spec).values())
+    assert not states(env)["running"]
 
 
 def _request_stop(store: SqlStore) -> None:
