@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -301,9 +301,3 @@ class Coordinator:
             call()
         except TunerError as error:
             self._say(str(error))
-
-
-def summary(trials: Mapping[int, Trial] | Sequence[Trial]) -> dict[str, int]:
-    """How many trials are in each state."""
-    rows = trials.values() if isinstance(trials, Mapping) else trials
-    return dict(Counter(t.state for t in rows))

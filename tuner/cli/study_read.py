@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +15,7 @@ from tuner.cli.render import note, print_json, print_table
 from tuner.errors import UsageError
 
 if TYPE_CHECKING:
-    from tuner.records import Study, Trial
+    from tuner.records import Study
     from tuner.store.base import Store
 
 
@@ -196,6 +194,7 @@ def export(context: Context, name: str, kind: str) -> None:
       tuner study export digits --format json
     """
     from tuner.cli.trial import as_record
+    from tuner.compare.report import trials_csv
 
     with closing(context.open_store()) as store:
         trials = store.trials(name)
@@ -203,22 +202,3 @@ def export(context: Context, name: str, kind: str) -> None:
         print_json([as_record(t) for t in trials])
     else:
         click.echo(trials_csv(trials), nl=False)
-
-
-def trials_csv(trials: list[Trial]) -> str:
-    """One line a trial; the parameters and metrics of all trials become columns."""
-    from tuner.cli.trial import as_record
-
-    rows = []
-    for trial in trials:
-        row = as_record(trial)
-        params, failure = row.pop("params"), row.pop("failure")
-        row |= {f"params.{k}": v for k, v in params.items()}
-        row |= {f"metrics.{k}": v for k, v in trial.metrics.items()}
-        rows.append(row | {"failure": failure["kind"] if failure else ""})
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
