@@ -61,20 +61,21 @@ def workers() -> list[psutil.Process]:
 def test_a_killed_worker_is_replaced_and_its_trial_tried_again(env: Environment) -> None:
     data = {**QUICK, "budget": {**QUICK["budget"], "max_steps": 60}}
     spec = study_spec(**data, study={"task": "faulty:sleepy"})
-    killed: list[int] = []
 
-    def kill_one() -> bool:
-        children = workers()
+    def attempts() -> int:
+        return max(trial.attempts for trial in env.store.trials("small"))
+
+    def kill_until_it_hits() -> bool:
+        """A worker that has just answered, or waits for its next trial, takes none along."""
         now = states(env)
-        if not killed and children and now["completed"] and now["running"]:
-            os.kill(children[0].pid, signal.SIGKILL)
-            killed.append(children[0].pid)
+        if now["completed"] and now["running"] and attempts() == 1:
+            for worker in workers():
+                os.kill(worker.pid, signal.SIGKILL)
         return False
 
-    result = service.start(spec, replace(env, should_stop=kill_one))
-    assert killed
+    result = service.start(spec, replace(env, should_stop=kill_until_it_hits))
     assert result.study.state == "completed"
-    assert max(t.attempts for t in env.store.trials("small")) == 2
+    assert attempts() == 2
 
 
 @pytest.mark.slow
