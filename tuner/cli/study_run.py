@@ -16,6 +16,7 @@ import click
 from tuner.cli.context import Context, pass_context
 from tuner.cli.options import json_option, yes_option
 from tuner.cli.render import note, print_json, print_table
+from tuner.errors import BackendError
 
 if TYPE_CHECKING:
     from tuner.service import Environment, Result
@@ -165,9 +166,13 @@ def _conclude(context: Context, result: Result, asked: threading.Event, as_json:
     print_comparison(result.comparison)
     note(f"\nreport:    {os.path.relpath(result.report)}" if result.report else "")
     if context.mlflow_uri is not None:
-        from tuner.store.mlflow import ui_command
+        from tuner.store.mlflow import experiment_url, ui_command
 
         note(f"dashboard: {ui_command(context.mlflow_uri)}")
+        with contextlib.suppress(
+            BackendError
+        ):  # the study does not need MLflow, and its end neither
+            note(f"  its page: {experiment_url(context.mlflow_uri, result.study)}")
     return 0
 
 

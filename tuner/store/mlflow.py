@@ -117,8 +117,11 @@ def experiment_url(uri: str, study: Study) -> str:
     """The page of a study's runs; raises `BackendError` when MLflow does not answer."""
     with explained(uri):
         experiment = find_experiment(connect(uri), study)
-    page = f"/experiments/{experiment.experiment_id}/runs" if experiment else "/experiments"
-    return f"{dashboard(uri)}/#{page}"
+    if experiment is None:
+        return f"{dashboard(uri)}/#/experiments"
+    # without the workflow MLflow opens a page about prompts and traces
+    runs = f"experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    return f"{dashboard(uri)}/#/{runs}"
 
 
 def dashboard(uri: str) -> str:
