@@ -17,6 +17,7 @@ from tuner.stages import (
     candidates,
     full_trials,
     judged_trials,
+    looks,
     unresolved_bounds,
 )
 
@@ -72,6 +73,7 @@ def compare_study(
         spec.study.direction,
         metric=spec.study.metric,
         margin=spec.study.margin,
+        looks=max(1, len(looks(spec))),
         rng=np.random.default_rng(spec.study.seed),
     )
 
