@@ -47,6 +47,6 @@ def test_identical_failures_are_counted_across_a_stop(env: Environment) -> None:
     assert result.study.state == "stopped"
     before = failed()
     assert 1 <= before < 3
-    with pytest.raises(TaskError, match="3 trials failed with: .*KeyError"):
+    with pytest.raises(TaskError, match=r"3 trials failed with: .*KeyError"):
         service.resume("small", env)
     assert failed() == 3
