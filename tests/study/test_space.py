@@ -48,7 +48,7 @@ def test_every_axis_has_four_trials() -> None:
 def test_what_the_file_fixes_stays_fixed() -> None:
     fixed = {**FREE, "optimizer_args": {"betas": [0.8, 0.9], "eps": 1e-6}}
     assert joined(64, {**fixed, "schedule_args": {"warmup": 0.1}}) == ["floor", "clip_norm"]
-    assert joined(64, SGD) == ["warmup"]  # its momentum is given
+    assert joined(64, SGD) == ["warmup", "floor"]  # its momentum is given
 
 
 def test_what_is_off_by_default_stays_off() -> None:
