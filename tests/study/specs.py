@@ -24,10 +24,13 @@ def study_data(**sections: dict[str, Any]) -> dict[str, Any]:
         "budget": {
             "max_steps": 12,
             "evaluations": 4,
+            "calibrate_seeds": 1,
             "trials_per_arm": 5,
+            "extend_trials": 0,
             "confirm_top": 2,
             "confirm_seeds": 2,
             "decide_seeds": 3,
+            "decide_looks": 1,
             "lr_range_steps": 40,
         },
         "search": {"batch_size": [8, 32]},
@@ -64,10 +67,13 @@ QUICK: dict[str, Any] = {
     "budget": {
         "max_steps": 10,
         "evaluations": 2,
+        "calibrate_seeds": 1,
         "trials_per_arm": 2,
+        "extend_trials": 0,
         "confirm_top": 1,
         "confirm_seeds": 1,
         "decide_seeds": 2,
+        "decide_looks": 1,
         "lr_range_steps": 30,
     },
     "search": {"batch_size": [8, 16], "lr": [1e-3, 1e-1]},
@@ -90,11 +96,32 @@ def states(env: Environment) -> Counter[str]:
 CURVE = LrCurve(points=[], suggested_lr=1e-2, low=1e-3, high=3e-2, diverges_at=1e-1)
 
 
-def outcome(trial: Trial, value: Callable[[Trial], float | None]) -> Trial:
+# A study in which every part of the protocol has something to do.
+WHOLE: dict[str, Any] = {
+    "budget": {
+        "max_steps": 400,
+        "evaluations": 4,
+        "calibrate_seeds": 2,
+        "trials_per_arm": 8,
+        "extend_trials": 0.25,
+        "confirm_top": 2,
+        "confirm_seeds": 2,
+        "decide_seeds": 9,
+        "decide_looks": 3,
+    },
+    "search": {"batch_size": [8, 32]},
+}
+SLOW = 3.0  # how much longer a step of SGD takes in a simulated study
+
+
+def outcome(trial: Trial, value: Callable[[Trial], float | None], full_steps: int = 12) -> Trial:
     """A finished trial with the value of a made-up objective; None = diverged."""
     result = CURVE.suggested_lr if trial.stage == "lr-range" else value(trial)
     state = "diverged" if result is None else "completed"
-    return trial.model_copy(update={"state": state, "value": result})
+    steps = 40 if trial.stage == "lr-range" else round(full_steps * trial.length)
+    rate = SLOW if trial.configuration.optimizer == "sgd" else 1.0
+    cost = {"steps": steps, "wall_seconds": rate * steps}
+    return trial.model_copy(update={"state": state, "value": result, **cost})
 
 
 def simulate(
@@ -129,7 +156,7 @@ def simulate(
             trials[trial.number] = started
         if not running:
             return dict(sorted(trials.items()))
-        done = outcome(order.choice(running), value)
+        done = outcome(order.choice(running), value, spec.budget.max_steps or 12)
         trials[done.number] = done
         finished += 1
         if done.stage == "lr-range":
