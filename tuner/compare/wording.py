@@ -79,6 +79,7 @@ def note(
     seeds: int,
     measured_worse: bool,
     beaten_by: Sequence[str],
+    safer: str | None = None,
 ) -> str:
     """The caveats of one arm, joined by semicolons; empty when there are none."""
     parts = list(reasons)
@@ -86,6 +87,8 @@ def note(
         parts.append("worse than the leader where it was measured")
     if beaten_by:
         parts.append(f"beaten by {', '.join(beaten_by)}")
+    if safer:
+        parts.append(f"better on average, but its worst seed is worse than that of {safer}")
     if diverged:
         parts.append(f"diverged on {diverged} of {seeds} seeds, counted as the worst score")
     return "; ".join(parts)
