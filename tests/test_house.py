@@ -45,7 +45,7 @@ LAYERS = {
         ("tuner.space",),
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),
         ("tuner.stages",),
-        ("tuner.advice", "tuner.answer", "tuner.jobs", "tuner.lease"),
+        ("tuner.advice", "tuner.answer", "tuner.findings", "tuner.jobs", "tuner.lease"),
         ("tuner.seeding", "tuner.data", "tuner.checkpoint", "tuner.lr_curve", "tuner.snapshot"),
         ("tuner.layers", "tuner.workload"),
         ("tuner.lr_finder",),
@@ -85,7 +85,7 @@ OWNERS = {
     "psycopg": ("tuner/store/",),
     "pynvml": ("tuner/executors/devices.py",),
     "ray": ("tuner/executors/ray.py",),
-    "rich": ("tuner/cli/", "tuner/progress.py", "tuner/compare/terminal.py"),
+    "rich": ("tuner/cli/", "tuner/progress.py", "tuner/compare/tables.py", "tuner/compare/terminal.py"),
     "sqlalchemy": ("tuner/store/",),
     "tuner": ("tuner/",),
 }

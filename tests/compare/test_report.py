@@ -176,9 +176,6 @@ FIGURES = {
         {"a": plots.Runs([LINE], [[(10, 1e-3), (20, 1e-3)]])}, "loss", "minimize"),
     "curves with nothing in common": lambda: plots.curves_figure(
         {"a": plots.Runs([[(1, 1.0)], [(2, 1.0)]], [])}, "loss", "minimize"),
-    "best of k": lambda: plots.best_of_k_figure(
-        {"a": [0.5, 0.4, None, 0.6], "b": [0.3]}, "loss", "minimize"),
-    "best of nothing": lambda: plots.best_of_k_figure({"a": [None], "b": []}, "loss", "minimize"),
     "range tests": lambda: plots.lr_curves_figure({"adamw": CURVE, "sgd": BARE}),
     "range test without a curve": lambda: plots.lr_curves_figure({}),
 }  # fmt: skip

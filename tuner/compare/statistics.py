@@ -269,6 +269,17 @@ def tost(differences: npt.ArrayLike, margin: float) -> float:
     return float(stdtr(d.size - 1, (abs(d.mean()) - margin) / error))
 
 
+def expected_best_weights(n: int, *, unbiased: bool = True) -> Array:
+    """Weights of the n sorted scores, worst first, in the expected best of k = 1..n; (n, n)."""
+    from scipy.special import comb
+
+    k = np.arange(1, n + 1)[:, None]
+    i = np.arange(1, n + 1)[None, :]
+    if unbiased:
+        return np.asarray(comb(i - 1, k - 1) / comb(n, k))
+    return np.asarray((i / max(n, 1)) ** k - ((i - 1) / max(n, 1)) ** k)
+
+
 def expected_best_of_k(
     values: npt.ArrayLike, direction: Direction, *, unbiased: bool = True
 ) -> Array:
@@ -278,19 +289,9 @@ def expected_best_of_k(
     V statistic (Dodge et al. 1909.03004: with replacement), biased and of lower variance.
     Both assume trials drawn independently, which a sampler's are only at its start.
     """
-    from scipy.special import comb
-
     v = np.sort(_finite(values))
-    n = v.size
-    if direction == "minimize":
-        v = v[::-1]
-    k = np.arange(1, n + 1)[:, None]
-    i = np.arange(1, n + 1)[None, :]
-    if unbiased:
-        weights = comb(i - 1, k - 1) / comb(n, k)
-    else:
-        weights = (i / max(n, 1)) ** k - ((i - 1) / max(n, 1)) ** k
-    best: Array = weights @ v
+    ordered = v[::-1] if direction == "minimize" else v
+    best: Array = expected_best_weights(v.size, unbiased=unbiased) @ ordered
     return best
 
 

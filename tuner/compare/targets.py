@@ -11,6 +11,7 @@ censoring it where it diverged would say that it might have been quick.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -117,7 +118,8 @@ def kaplan_meier(
     observed = [e if t is None else t for t, e in zip(times, ends, strict=True)]
     sample = stats.CensoredData.right_censored(observed, [t is None for t in times])
     survival = stats.ecdf(sample).sf
-    with np.errstate(divide="ignore", invalid="ignore"):  # at shares 0 and 1 there is no variance
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # at shares 0 and 1 there is no variance
         interval = survival.confidence_interval(level, method="log-log")
     share = 1 - survival.probabilities
     low = np.nan_to_num(1 - interval.high.probabilities, nan=0.0)
