@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tuner.answer import compare_study
-from tuner.compare.batches import BatchArm, batch_arm
+from tuner.compare.batches import BatchArm, BatchRow, across_arms, batch_arm
 from tuner.compare.marginal import Cell, Marginal, marginalise
 from tuner.compare.pooled import Pooled, TaskScores, pool
 from tuner.compare.rows import (
@@ -85,7 +85,14 @@ class Rows:
             raise UsageError(f"{self.name}: {error}") from None
 
 
-def by_factor(rows: Rows, factor: Factor) -> Marginal | list[BatchArm]:
+class Batches(NamedTuple):
+    """The batch sizes of every arm, and the arms side by side at each size."""
+
+    arms: list[BatchArm]
+    rows: list[BatchRow]
+
+
+def by_factor(rows: Rows, factor: Factor) -> Marginal | Batches:
     """What one factor does in a study: matched arms, or the batch sizes that each arm tried.
 
     Raises:
@@ -96,16 +103,19 @@ def by_factor(rows: Rows, factor: Factor) -> Marginal | list[BatchArm]:
     if factor == "batch_size":
         explored = [t for t in rows.trials if t.stage == "explore"]
         evaluations = rows.evaluations(explored)
-        return [
-            batch_arm(
-                arm.name,
-                tried_batches(explored, evaluations, arm.name, comparison.metric),
-                confirmed_batches(rows.trials, arm.name),
-                comparison.direction,
-                rng,
-            )
+        tried = {
+            arm.name: tried_batches(explored, evaluations, arm.name, comparison.metric)
             for arm in spec.arms
-        ]
+        }
+        return Batches(
+            [
+                batch_arm(
+                    name, mine, confirmed_batches(rows.trials, name), comparison.direction, rng
+                )
+                for name, mine in tried.items()
+            ],
+            across_arms(tried, comparison.direction),
+        )
     results = {a.name: a for a in comparison.arms}
     cells = [
         Cell(

@@ -96,12 +96,13 @@ def _one(rows: Rows, cost: Cost, target: float | None, baseline: str | None, as_
         print_json(told)
         return
     print_comparison(comparison)
-    _print(wins_table(comparison), *(targets_table(t) for t in targets))
+    _print(wins_table(comparison), *(targets_table(t, comparison.metric) for t in targets))
 
 
 def _factor(rows: Rows, factor: Factor, as_json: bool) -> None:
+    from tuner.compare.batches import across_answer
     from tuner.compare.marginal import Marginal
-    from tuner.compare.tables import batch_table, marginal_table
+    from tuner.compare.tables import across_table, batch_table, marginal_table
     from tuner.findings import by_factor
 
     found = by_factor(rows, factor)
@@ -112,6 +113,7 @@ def _factor(rows: Rows, factor: Factor, as_json: bool) -> None:
         _print(*([marginal_table(found)] if found.contrasts else []), found.answer)
         return
     metric = rows.comparison.metric
+    across = across_answer(found.rows)
     if as_json:
         print_json(
             {
@@ -119,15 +121,17 @@ def _factor(rows: Rows, factor: Factor, as_json: bool) -> None:
                 "factor": factor,
                 "metric": metric,
                 "direction": rows.comparison.direction,
-                "arms": [arm.model_dump(mode="json") for arm in found],
-                "answer": " ".join(arm.answer for arm in found),
+                "arms": [arm.model_dump(mode="json") for arm in found.arms],
+                "across": [row.model_dump(mode="json") for row in found.rows],
+                "answer": " ".join([*(arm.answer for arm in found.arms), across]),
             }
         )
         return
-    for arm in found:
+    for arm in found.arms:
         _print(*([batch_table(arm, metric)] if arm.levels else []), arm.answer)
-    if any(level.truncated for arm in found for level in arm.levels):
+    if any(level.truncated for arm in found.arms for level in arm.levels):
         _print("*: before the end of its schedule, which costs a decaying schedule.")
+    _print(*([across_table(found.rows, metric)] if found.rows else []), across)
     _print(
         "Single seeds of a search that chose its batch sizes itself: a guide to the cost, not a "
         "verdict on the batch size."

@@ -15,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from tuner.compare import statistics as st
 from tuner.records import Direction, Record
 
 DRAWS = 2_000
+ALPHA = 0.05
 
 
 class Tried(NamedTuple):
@@ -37,7 +39,8 @@ class BatchLevel(Record):
         best, low, high: expected best of `BatchArm.equal_trials` trials at the end of their runs.
         at_examples, at_seconds: the same after equal examples and equal seconds (see `BatchArm`);
             before the end of its schedule where `truncated`, which costs a decaying schedule.
-        p_best: share of the bootstrap in which this size is the best at the end of its runs.
+        p_value: of the permutation test against the best size, corrected; None for that size itself
+            and for a size tried once.
         confirmed: mean over fresh seeds of its confirmed configurations; None without.
     """
 
@@ -47,7 +50,7 @@ class BatchLevel(Record):
     best: float | None
     low: float | None
     high: float | None
-    p_best: float | None
+    p_value: float | None
     at_examples: float | None
     at_seconds: float | None
     truncated: list[str]  # of "examples", "seconds"
@@ -66,7 +69,7 @@ class BatchArm(Record):
     answer: str
 
 
-def expected_best(values: Sequence[float], k: int, direction: Direction) -> float:
+def expected_best(values: npt.ArrayLike, k: int, direction: Direction) -> float:
     """Expected best of k of the values, drawn without replacement."""
     return float(st.expected_best_of_k(values, direction)[k - 1])
 
@@ -85,10 +88,33 @@ def _bootstrap(
     columns = []
     for values in groups:
         n = values.size
-        weights = st.expected_best_weights(n)[k - 1]
+        weights = st.expected_best_weights(n)[min(k, n) - 1]
         drawn = np.sort(sign * rng.choice(values, size=(DRAWS, n)), axis=1)
         columns.append(sign * drawn @ weights)
     return np.stack(columns, axis=1)
+
+
+def _tests(
+    groups: Mapping[int, st.Array], k: int, direction: Direction, rng: np.random.Generator
+) -> dict[int, float]:
+    """Two-sided permutation p values of each size against the best one, corrected by Holm."""
+    if len(groups) < 2:
+        return {}
+    sign = 1.0 if direction == "maximize" else -1.0
+    best = {b: sign * expected_best(v, k, direction) for b, v in groups.items()}
+    top = max(best, key=lambda b: best[b])
+    others = [b for b in groups if b != top]
+    p_values = []
+    for b in others:
+        pool = sign * np.concatenate([groups[top], groups[b]])
+        n, m = groups[top].size, groups[b].size
+        mixed = rng.permuted(np.tile(pool, (DRAWS, 1)), axis=1)
+        first = np.sort(mixed[:, :n], axis=1) @ st.expected_best_weights(n)[k - 1]
+        second = np.sort(mixed[:, n:], axis=1) @ st.expected_best_weights(m)[k - 1]
+        observed = best[top] - best[b]
+        extreme = np.abs(first - second) >= observed - 1e-9 * np.abs(pool).sum()
+        p_values.append((1 + extreme.sum()) / (1 + DRAWS))
+    return dict(zip(others, map(float, st.holm(p_values)), strict=True))
 
 
 def batch_arm(
@@ -112,13 +138,13 @@ def batch_arm(
             arm=arm, equal_trials=0, examples=None, seconds=None, levels=[], answer=text
         )
     filled = st.finite_worst([[t.value for t in by_size[b]] for b in sizes], direction)
-    scores = dict(zip(sizes, filled, strict=True))
-    k = min(len(v) for v in scores.values())
-    draws = _bootstrap([np.array(scores[b]) for b in sizes], k, direction, rng)
-    sign = 1.0 if direction == "maximize" else -1.0
-    shares = st.p_best(sign * draws)
+    scores = dict(zip(sizes, map(np.array, filled), strict=True))
+    counted = [b for b in sizes if scores[b].size >= 2]
+    k = min((scores[b].size for b in counted), default=1)
+    draws = _bootstrap([scores[b] for b in sizes], k, direction, rng)
     tail = (1 - level) / 2
     bounds = np.quantile(draws, [tail, 1 - tail], axis=0)
+    p_values = _tests({b: scores[b] for b in counted}, k, direction, rng)
     ends = {b: [t.curve[-1] for t in by_size[b] if t.curve] for b in sizes}
     limits: list[float | None] = [
         min(max(row[c] for row in ends[b]) for b in sizes) if all(ends.values()) else None
@@ -126,7 +152,7 @@ def batch_arm(
     ]
     levels = []
     for place, b in enumerate(sizes):
-        some = len(scores[b]) >= 2
+        some = b in counted
         equal: list[float | None] = []
         truncated = []
         for column, (name, limit) in enumerate(zip(("examples", "seconds"), limits, strict=True)):
@@ -143,12 +169,12 @@ def batch_arm(
         levels.append(
             BatchLevel(
                 batch_size=b,
-                trials=len(scores[b]),
+                trials=int(scores[b].size),
                 diverged=sum(t.value is None for t in by_size[b]),
-                best=expected_best(scores[b], k, direction),
+                best=expected_best(scores[b], min(k, scores[b].size), direction),
                 low=float(bounds[0, place]) if some else None,
                 high=float(bounds[1, place]) if some else None,
-                p_best=float(shares[place]) if len(sizes) > 1 else None,
+                p_value=p_values.get(b),
                 at_examples=equal[0],
                 at_seconds=equal[1],
                 truncated=truncated,
@@ -172,22 +198,64 @@ def _answer(arm: str, levels: Sequence[BatchLevel], k: int, direction: Direction
             f"{arm}: its trials all have batch size {levels[0].batch_size}, so this study cannot "
             "say what another one would do."
         )
-    rare = [str(b.batch_size) for b in levels if b.trials < 2]
-    if rare:
-        return (
-            f"{arm}: batch size {', '.join(rare)} was tried once, and one trial gives no verdict; "
-            "this study cannot rank its batch sizes."
-        )
+    once = [str(b.batch_size) for b in levels if b.trials < 2]
+    rest = f" Tried once, which gives no verdict: {', '.join(once)}." if once else ""
+    counted = [b for b in levels if b.trials >= 2]
+    if len(counted) < 2:
+        return f"{arm}: this study cannot rank its batch sizes.{rest}"
     sign = 1.0 if direction == "maximize" else -1.0
-    top = max(levels, key=lambda b: sign * (b.best or 0.0))
-    said = f"{arm}: at {k} trials each, batch size {top.batch_size} gives the best ({top.best:.4g})"
-    sure = top.p_best or 0.0
-    if sure >= 0.95:
-        return f"{said}; in {sure:.0%} of resampled searches it stays the best."
-    others = ", ".join(
-        f"{b.batch_size} ({b.best:.4g})" for b in levels if b.batch_size != top.batch_size
-    )
-    return (
-        f"{said}, not told apart from {others}: in {1 - sure:.0%} of resampled searches another "
-        "size is the best."
-    )
+    top = max(counted, key=lambda b: sign * (b.best or 0.0))
+    parts = [f"{arm}: at {k} trials each, batch size {top.batch_size} leads ({top.best:.4g})."]
+    worse = [b for b in counted if b.p_value is not None and b.p_value <= ALPHA]
+    close = [b for b in counted if b.p_value is not None and b.p_value > ALPHA]
+    for group, words in ((worse, "Worse"), (close, "Not told apart from it")):
+        if group:
+            told = ", ".join(f"{b.batch_size} ({b.best:.4g})" for b in group)
+            parts.append(f"{words}: {told}.")
+    return " ".join(parts) + rest
+
+
+class BatchRow(Record):
+    """All arms at one batch size: expected best of `trials` trials each; None = fewer than two."""
+
+    batch_size: int
+    trials: int
+    best: dict[str, float | None]
+    leader: str | None
+
+
+def across_arms(arms: Mapping[str, Sequence[Tried]], direction: Direction) -> list[BatchRow]:
+    """The arms side by side at each batch size, at equal trials within the size."""
+    names = list(arms)
+    flat = [t for name in names for t in arms[name]]
+    if not any(t.value is not None for t in flat):
+        return []
+    filled = st.finite_worst([[t.value for t in arms[name]] for name in names], direction)
+    sign = 1.0 if direction == "maximize" else -1.0
+    rows = []
+    for b in sorted({t.batch_size for t in flat}):
+        found = {
+            name: [v for t, v in zip(arms[name], values, strict=True) if t.batch_size == b]
+            for name, values in zip(names, filled, strict=True)
+        }
+        k = min((len(v) for v in found.values() if len(v) >= 2), default=0)
+        best = {
+            n: expected_best(v, k, direction) if len(v) >= 2 else None for n, v in found.items()
+        }
+        known = {n: v for n, v in best.items() if v is not None}
+        top = [n for n, v in known.items() if sign * v == max(sign * w for w in known.values())]
+        leader = top[0] if len(known) > 1 and len(top) == 1 else None
+        rows.append(BatchRow(batch_size=b, trials=k, best=best, leader=leader))
+    return rows
+
+
+def across_answer(rows: Sequence[BatchRow]) -> str:
+    """Whether the same arm leads at every batch size."""
+    led = [r for r in rows if r.leader]
+    leaders = {r.leader for r in led}
+    if len(led) < 2:
+        return "Fewer than two batch sizes have two trials of two arms: no statement across arms."
+    if len(leaders) == 1:
+        return f"{led[0].leader} leads at every batch size at which two arms can be compared."
+    told = ", ".join(f"{r.leader} at {r.batch_size}" for r in led)
+    return f"Not the same arm leads at every batch size: {told} (single seeds, equal trials)."

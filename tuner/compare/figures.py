@@ -42,17 +42,14 @@ def wins_figure(comparison: Comparison) -> Figure:
     p = np.array(comparison.p_better)
     np.fill_diagonal(p, np.nan)
     ax.grid(visible=False)
-    image = ax.imshow(p, cmap="RdBu", vmin=0, vmax=1, aspect="auto")
+    ax.imshow(p, cmap="RdBu", vmin=-0.25, vmax=1.25, aspect="auto")
     for row, column in np.ndindex(p.shape):
         if row != column:
-            share = p[row, column]
-            ink = "white" if abs(share - 0.5) > 0.35 else base.INK
-            ax.text(column, row, f"{share:.2f}", ha="center", va="center", color=ink, fontsize=10)
+            text = f"{p[row, column]:.2f}"
+            ax.text(column, row, text, ha="center", va="center", color=base.INK, fontsize=10)
     ax.set_yticks(range(n), [f"{k}  {name}" for k, name in enumerate(names, 1)])
     ax.set_xticks(range(n), [str(k) for k in range(1, n + 1)])
     ax.tick_params(length=0)
-    bar = figure.colorbar(image, ax=ax, ticks=[0, 0.5, 1], shrink=0.9, pad=0.02)
-    bar.outline.set_visible(False)
     base._labels(ax, "against arm", "")
     return figure
 
@@ -75,7 +72,7 @@ def _reached(ax: Axes, targets: Targets, level: float) -> None:
             )  # fmt: skip
     ax.axvline(targets.horizon, color=base.GREY, lw=1, ls=(0, (4, 3)))
     ax.set_ylim(-0.02, 1.04)
-    ax.set_xlim(0, end * 1.02)
+    ax.set_xlim(0, end * 1.06)
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from tuner.compare import statistics as st
-from tuner.compare import wording
 from tuner.records import Direction, Record
 
 
@@ -45,7 +44,7 @@ class Contrast(Record):
         seeds: common to all of these blocks.
         p_value: of the two-sided sign-flip test on seeds, corrected for all contrasts (Holm).
         interaction: the difference is not the same in every block, beyond chance.
-        better: the level shown to be better; None = no difference detected.
+        better: the level shown to be better; None = no difference detected, or blocks disagree.
     """
 
     level: str
@@ -139,12 +138,11 @@ def marginalise(
                 better=None,
             )
         )
-    sign = 1.0 if direction == "maximize" else -1.0
     contrasts = [
         c.model_copy(
             update={
                 "p_value": float(p) if c.seeds > 1 else None,
-                "better": (c.level if sign * c.difference > 0 else c.other) if p <= alpha else None,
+                "better": _better(c, direction) if p <= alpha else None,
             }
         )
         for c, p in zip(made, st.holm(p_values), strict=True)
@@ -159,6 +157,14 @@ def marginalise(
         answer="",
     )
     return marginal.model_copy(update={"answer": _answer(marginal)})
+
+
+def _better(c: Contrast, direction: Direction) -> str | None:
+    """The better level; None where blocks contradict each other, so that no level is."""
+    signs = {np.sign(b.difference) for b in c.blocks}
+    if c.interaction and len(signs) > 1:
+        return None
+    return c.level if (c.difference > 0) == (direction == "maximize") else c.other
 
 
 def _block(
@@ -222,8 +228,3 @@ def _answer(m: Marginal) -> str:
     if m.unanswered:
         parts.append(f"This design cannot answer: {'; '.join(m.unanswered)}.")
     return " ".join(parts)
-
-
-def differences_text(c: Contrast) -> tuple[str, str]:
-    """The difference and its interval as table cells."""
-    return f"{c.difference:+.2g}", wording.span(c.low, c.high)

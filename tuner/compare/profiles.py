@@ -117,7 +117,7 @@ def improvement(
     value = float(np.mean(means))
     if smallest < 2:
         return value, None
-    runs = sum(np.size(x) for x in a)
+    runs = sum(np.size(x) for x in [*a, *b]) / 2
     # Without overlap the variance is 0: half a win is added, and what one run can weigh.
     centre = (value * runs + 0.5) / (runs + 1)
     spread = centre * (1 - centre)

@@ -55,7 +55,8 @@ def plots(
         ("How did training go?", "The chosen configurations on fresh seeds, and the learning "
          "rate that really ran.", base.curves_figure(runs, metric, direction)),
         ("Where are good learning rates?", "Each dot is one exploration trial. Dashed: the "
-         "search box. Line: the chosen learning rate.",
+         "search box. Coloured line: the chosen learning rate. Grey steps: best of each half "
+         "decade.",
          base.exploration_figure(explored, metric, direction)),
         ("What would a smaller search have found?", "Expected best of the trials that this "
          "spending pays, with 80 % bands. Exact for independent draws; a sampler's trials are "

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.compare import wording
-from tuner.compare.batches import BatchArm
+from tuner.compare.batches import BatchArm, BatchRow
 from tuner.compare.marginal import Marginal
 from tuner.compare.pooled import Pooled
 from tuner.compare.targets import Targets
@@ -43,9 +43,10 @@ def wins_table(comparison: Comparison) -> Table:
     return table
 
 
-def targets_table(targets: Targets) -> Table:
+def targets_table(targets: Targets, metric: str) -> Table:
     """When each arm reaches the target on one cost axis."""
-    title = f"time to {targets.target:.4g} in {targets.cost} (speed-up over {targets.baseline})"
+    goal = f"time to {metric} {targets.target:.4g} in {targets.cost}"
+    title = f"{goal} (speed-up over {targets.baseline})"
     table = _table(title, "arm", "reached", "median", "speed-up")
     for arm in targets.arms:
         _row(
@@ -101,6 +102,16 @@ def batch_table(arm: BatchArm, metric: str) -> Table:
             if level.confirmed is None
             else f"{level.confirmed:.4g} ({level.confirmed_runs} runs)",
         )
+    return table
+
+
+def across_table(rows: Sequence[BatchRow], metric: str) -> Table:
+    """The arms side by side at each batch size."""
+    names = list(rows[0].best)
+    table = _table(f"expected best {metric} at equal trials", "batch size", "trials each", *names)
+    for row in rows:
+        cells = [_number(row.best[n]) + (" <" if n == row.leader else "") for n in names]
+        _row(table, str(row.batch_size), str(row.trials or "-"), *cells)
     return table
 
 
