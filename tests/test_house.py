@@ -85,7 +85,12 @@ OWNERS = {
     "psycopg": ("tuner/store/",),
     "pynvml": ("tuner/executors/devices.py",),
     "ray": ("tuner/executors/ray.py",),
-    "rich": ("tuner/cli/", "tuner/progress.py", "tuner/compare/tables.py", "tuner/compare/terminal.py"),
+    "rich": (
+        "tuner/cli/",
+        "tuner/progress.py",
+        "tuner/compare/tables.py",
+        "tuner/compare/terminal.py",
+    ),
     "sqlalchemy": ("tuner/store/",),
     "tuner": ("tuner/",),
 }
