@@ -47,7 +47,7 @@ LAYERS = {
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),
         ("tuner.stages",),
         (
-            *("tuner.advice", "tuner.answer", "tuner.forecast"),
+            *("tuner.advice", "tuner.answer", "tuner.findings", "tuner.forecast"),
             *("tuner.jobs", "tuner.lease", "tuner.standing"),
         ),
         ("tuner.seeding", "tuner.data", "tuner.checkpoint", "tuner.lr_curve", "tuner.snapshot"),
@@ -89,7 +89,12 @@ OWNERS = {
     "psycopg": ("tuner/store/",),
     "pynvml": ("tuner/executors/devices.py",),
     "ray": ("tuner/executors/ray.py",),
-    "rich": ("tuner/cli/", "tuner/progress.py", "tuner/compare/terminal.py"),
+    "rich": (
+        "tuner/cli/",
+        "tuner/progress.py",
+        "tuner/compare/tables.py",
+        "tuner/compare/terminal.py",
+    ),
     "sqlalchemy": ("tuner/store/",),
     "tuner": ("tuner/",),
 }

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tuner.compare.inclusion import ArmSetup, inclusion_caveats
 from tuner.compare.verdicts import ArmScores, Comparison, compare
 from tuner.errors import NoCompletedTrialError
 from tuner.records import LrCurve, Trial
-from tuner.spec import StudySpec
+from tuner.spec import ArmSection, StudySpec
 from tuner.stages import (
     OPEN,
     History,
     as_explored,
     better_first,
     candidates,
+    chosen_point,
     full_trials,
     judged_trials,
     looks,
@@ -28,6 +30,12 @@ def arm_scores(spec: StudySpec, history: History, arm: str) -> ArmScores:
     section = spec.arm(arm)
     judged = judged_trials(spec, history, arm)
     explored = better_first(spec, history.of("explore", arm))
+    points = [t.point for t in explored]
+    confirmed: dict[int, list[float | None]] = {}
+    for trial in history.of("confirm", arm):
+        if trial.state not in OPEN and trial.point in points:
+            confirmed.setdefault(points.index(trial.point), []).append(trial.value)
+    chosen = chosen_point(spec, history, arm)
     return ArmScores(
         name=arm,
         optimizer=section.optimizer,
@@ -37,6 +45,8 @@ def arm_scores(spec: StudySpec, history: History, arm: str) -> ArmScores:
         scores=[t.value for t in judged],
         explored=as_explored(spec, arm, len(explored)),
         explored_values=[t.value for t in explored if t.value is not None],
+        confirmed=confirmed,
+        chosen=points.index(chosen) if chosen in points else None,
         flags=unresolved_bounds(spec, history, arm),
     )
 
@@ -69,13 +79,26 @@ def compare_study(
         for arm in arms
         if arm.scores or arm.name in hopeless
     ]
-    return compare(
+    comparison = compare(
         judged,
         spec.study.direction,
         metric=spec.study.metric,
         margin=spec.study.margin,
         looks=max(1, len(looks(spec))),
         rng=np.random.default_rng(spec.study.seed),
+    )
+    caveats = inclusion_caveats([_setup(arm) for arm in spec.arms], comparison)
+    return comparison.model_copy(update={"caveats": caveats})
+
+
+def _setup(arm: ArmSection) -> ArmSetup:
+    return ArmSetup(
+        name=arm.name,
+        optimizer=arm.optimizer,
+        schedule=arm.schedule,
+        momentum="momentum" in arm.search or bool(arm.optimizer_args.get("momentum")),
+        fixed=frozenset(arm.optimizer_args),
+        searched=frozenset(arm.search),
     )
 
 

@@ -112,6 +112,71 @@ def test_compare(ask: Tuner) -> None:
     assert comparison["answer"].split()[0] in text
 
 
+def test_compare_tells_how_soon(ask: Tuner) -> None:
+    found = ask("study", "compare", "small", "--json", "--target", "0.2").json["targets"]
+    assert [t["cost"] for t in found] == ["steps", "examples", "seconds"]
+    assert found[0]["target"] == 0.2
+    assert found[0]["baseline"] == "adamw-constant"
+    assert {a["name"] for a in found[0]["arms"]} == {"adamw-constant", "sgd-cosine"}
+    text = ask("study", "compare", "small", "--cost", "steps", "--baseline", "sgd-cosine").out
+    assert "speed-up over sgd-cosine" in text
+    assert "P(row beats column)" in text
+    wrong = ask("study", "compare", "small", "--baseline", "lion")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "allowed: adamw-constant, sgd-cosine" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"),
+    [
+        ("schedule", "no two arms differ in schedule alone"),
+        ("optimizer", "no two arms differ in optimizer alone"),
+        ("clip", "Every arm has the same clip (no clip)"),
+        ("batch_size", "a guide to the cost, not a verdict on the batch size"),
+    ],
+)
+def test_compare_by_one_factor(ask: Tuner, factor: str, says: str) -> None:
+    shown = ask("study", "compare", "small", "--by", factor)
+    assert shown.code == 0, shown.err
+    assert says in " ".join(shown.out.split())
+    found = ask("study", "compare", "small", "--by", factor, "--json").json
+    assert (found["study"], found["factor"], found["metric"]) == ("small", factor, "acc")
+    assert found["answer"]
+
+
+def test_compare_several_studies(ask: Tuner, tmp_path: Path) -> None:
+    # The same task under another metric, with an arm more and one under a name of its own.
+    (tmp_path / "other.toml").write_text(
+        STUDY.replace('"acc"', '"loss"')
+        .replace("maximize", "minimize")
+        .replace('[[arms]]\noptimizer = "sgd"', '[[arms]]\nname = "mine"\noptimizer = "sgd"')
+        + '\n[[arms]]\noptimizer = "lion"\n'
+    )
+    shutil.copy(TASKS / "tiny.py", tmp_path)
+    started = ask("study", "start", "other.toml", "--json")
+    assert started.code == 0, started.err
+    found = ask("study", "compare", "small", "other", "--cost", "steps", "--json").json
+    assert found["studies"] == ["small", "other"]
+    assert {a["name"] for a in found["arms"]} == {"adamw-constant", "sgd-cosine"}
+    assert found["left_out"] == ["lion-constant"]
+    shown = ask("study", "compare", "small", "other")
+    assert "2 studies of 1 task" in shown.out
+    assert "other: loss" in shown.out
+    assert ask("study", "report", "small", "other", "-o", "both.html").code == 0
+    assert "sgd-cosine" in (tmp_path / "both.html").read_text()
+    for arguments, says in (
+        (("small", "small"), "given twice"),
+        (("small", "other", "--by", "clip"), "--by is for one study"),
+        (("small", "other", "--target", "1"), "--target is for one study"),
+        (("small", "other", "--baseline", "lion-constant"), "allowed: adamw-constant"),
+        (("small", "othr"), "did you mean other?"),
+    ):
+        wrong = ask("study", "compare", *arguments)
+        assert (wrong.code, wrong.out) == (2, "")
+        assert says in wrong.err
+    assert ask("study", "delete", "other", "--yes").code == 0
+
+
 def test_trials(ask: Tuner) -> None:
     trials = ask("trial", "list", "small", "--json").json
     assert all(list(trial) == TRIAL for trial in trials)

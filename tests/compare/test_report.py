@@ -13,9 +13,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.compare.example import ARMS, example
-from tuner.compare import plots
+from tuner.compare import figures, plots
 from tuner.compare.report import comparison_markdown, trials_csv, write_report
 from tuner.compare.scales import robust_limits
+from tuner.compare.targets import Run, time_to_target
 from tuner.compare.verdicts import ArmScores, compare
 from tuner.records import LrCurve
 
@@ -176,9 +177,15 @@ FIGURES = {
         {"a": plots.Runs([LINE], [[(10, 1e-3), (20, 1e-3)]])}, "loss", "minimize"),
     "curves with nothing in common": lambda: plots.curves_figure(
         {"a": plots.Runs([[(1, 1.0)], [(2, 1.0)]], [])}, "loss", "minimize"),
-    "best of k": lambda: plots.best_of_k_figure(
-        {"a": [0.5, 0.4, None, 0.6], "b": [0.3]}, "loss", "minimize"),
-    "best of nothing": lambda: plots.best_of_k_figure({"a": [None], "b": []}, "loss", "minimize"),
+    "spending": lambda: figures.spending_figure(
+        {"a": figures.Spent([0.5, 0.4, None, 0.6], [9.0] * 4, [1.0] * 4),
+         "b": figures.Spent([0.3], [9.0], [1.0])}, "loss", "minimize"),
+    "spending of nothing": lambda: figures.spending_figure(
+        {"a": figures.Spent([None], [1.0], [1.0]), "b": figures.Spent()}, "loss", "minimize"),
+    "targets": lambda: figures.targets_figure([
+        time_to_target({"a": [Run(0, LINE), Run(1, [(10, 1.0)])], "b": [Run(0, ())]}, 0.5,
+                       "minimize", baseline="a")]),
+    "no target": lambda: figures.targets_figure([]),
     "range tests": lambda: plots.lr_curves_figure({"adamw": CURVE, "sgd": BARE}),
     "range test without a curve": lambda: plots.lr_curves_figure({}),
 }  # fmt: skip
@@ -203,6 +210,32 @@ def test_figures_of_a_comparison_label_their_axes_and_mark_divergence(study):
     assert "right of 0 is worse" in gaps.axes[0].get_xlabel()
     alone = study.comparison.model_copy(update={"arms": arms[:1]})
     assert "one arm" in plots.differences_figure(alone).axes[0].texts[0].get_text()
+
+
+def test_the_matrix_of_wins_shows_every_pair_once(study):
+    figure = figures.wins_figure(study.comparison)
+    told = [t.get_text() for t in figure.axes[0].texts]
+    assert len(told) == 4 * 3
+    assert told[0] == f"{study.comparison.p_better[0][1]:.2f}"
+    alone = study.comparison.model_copy(update={"arms": study.comparison.arms[:1]})
+    assert "nobody to beat" in figures.wins_figure(alone).axes[0].texts[0].get_text()
+
+
+def test_the_isolation_line_runs_through_the_best_of_each_half_decade():
+    lrs, values = [1.1e-3, 2e-3, 5e-3, 5e-2], [0.5, 0.4, 0.6, 0.45]
+    figure = plots.exploration_figure({"a": plots.Explored(lrs, values)}, "loss", "minimize")
+    line = next(li for li in figure.axes[0].lines if "half decade" in str(li.get_label()))
+    heights = np.asarray(line.get_ydata(), dtype=float)
+    assert heights[np.isfinite(heights)].tolist() == [0.4, 0.4, 0.6, 0.6, 0.45, 0.45]
+    assert np.isnan(heights).sum() == 1  # the empty half decades between
+
+
+def test_the_page_says_how_soon_and_what_the_search_left_out(written):
+    _, page = written
+    said = " ".join(page.text.split())
+    for words in ("How soon", "of 8", "Searched: lr, weight decay", "still improving",
+                  "two-level bootstrap", "Which arm wins a single run?"):  # fmt: skip
+        assert words in said, words
 
 
 @pytest.mark.parametrize("length", [3, 25, 60])

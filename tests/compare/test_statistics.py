@@ -9,6 +9,7 @@ from hypothesis import strategies as hs
 from scipy import stats
 
 from tuner.compare import statistics as st
+from tuner.compare.selection import point_qualities, search_losses
 
 # Fisher, The Design of Experiments, 1935: Darwin's maize, crossed minus selfed, eighths of an inch.
 DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
@@ -200,10 +201,40 @@ def test_an_arm_with_one_seed_borrows_the_pooled_spread():
     assert 0.4 < (spread[1] - spread[0]) / (1.35 * pooled) < 2.5
 
 
+def losses(*searches, sd=0.01, top=1, seeds=1):
+    return search_losses(searches, top=top, seeds=seeds, seed_sd=sd, rng=rng(1))
+
+
 def test_luck_in_the_search_lowers_p_best():
     data = rng(5).normal([[1.0], [0.7]], 0.05, size=(2, 8))
-    lucky = [[1.0, 0.2, 0.1, 0.1, 0.0], [0.7] * 5]  # one trial of five carries the first arm
+    # One trial of five carries the first arm: without it the search finds 0.2.
+    lucky = losses(([1.0, 0.2, 0.1, 0.1, 0.0], {}, None), ([0.7] * 5, {}, None))
     sure = st.p_best(st.quality_draws(data, rng()))
     unsure = st.p_best(st.quality_draws(data, rng(), lucky))
     assert sure[0] > 0.99
     assert unsure[0] == pytest.approx(1 - 0.8**5, abs=0.03)
+
+
+def test_repeating_the_selection_by_its_definition():
+    # Three points of known worth, without noise: the best drawn one is chosen.
+    loss = losses(([3.0, 2.0, 0.0], {}, 0), sd=0.0)[:, 0]
+    shares = {float(v): float(np.mean(loss == v)) for v in np.unique(loss)}
+    assert shares == pytest.approx({0.0: 1 - 8 / 27, 1.0: 7 / 27, 3.0: 1 / 27}, abs=0.03)
+
+
+def test_confirmation_takes_the_luck_off_a_score():
+    values = np.array([1.0, 0.9, 0.2, 0.1])
+    # The first looked best and confirmed worse than the second.
+    worth = point_qualities(values, {0: [0.7, 0.72], 1: [0.85, 0.83]}, 0.02)
+    assert worth[1] > worth[0] > worth[2]
+    assert worth[:2] == pytest.approx([0.71, 0.84], abs=0.01)
+    assert worth[2] < 0.2  # what the confirmed ones lost is expected of the others too
+    # Scores that differ by less than the noise are worth the same.
+    assert np.ptp(point_qualities(np.array([0.5, 0.51]), {}, 0.1)) == 0
+    chosen = losses((values, {0: [0.7, 0.72], 1: [0.85, 0.83]}, 1), top=2, seeds=2, sd=0.02)
+    assert chosen.min() == pytest.approx(0, abs=1e-9)
+    assert 0 < chosen.mean() < 0.3
+
+
+def test_a_search_that_no_arm_or_one_arm_tells_costs_nothing():
+    assert losses(([], {}, None), ([1.0], {}, None)) is None

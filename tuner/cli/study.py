@@ -12,7 +12,7 @@ TABLE = {
     "stop": "tuner.cli.study_run:stop",
     "list": "tuner.cli.study_read:list_studies",
     "show": "tuner.cli.study_show:show",
-    "compare": "tuner.cli.study_read:compare",
+    "compare": "tuner.cli.study_compare:compare",
     "report": "tuner.cli.study_read:report",
     "export": "tuner.cli.study_read:export",
     "delete": "tuner.cli.study_run:delete",

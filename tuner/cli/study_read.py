@@ -1,4 +1,4 @@
-"""The commands that look at studies: list, show, compare, report, export."""
+"""The commands that look at studies: list, report, export."""
 
 from __future__ import annotations
 
@@ -63,49 +63,33 @@ def _spec_of(study: Study, model: Any) -> Any:
 
 
 @click.command()
-@click.argument("name")
-@json_option
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The HTML file to write.")
 @pass_context
-def compare(context: Context, name: str, as_json: bool) -> None:
-    """Compare the arms of study NAME on fresh seeds: which is best, and how sure is that?
+def report(context: Context, names: tuple[str, ...], output: Path | None) -> None:
+    """Write the report of study NAME: one HTML file with tables, plots and caveats.
+
+    Several studies are pooled as `tuner study compare` does.
 
     \b
     Examples:
-      tuner study compare digits
-      tuner study compare digits --json
-    """
-    from tuner.cli.study_run import print_comparison
-    from tuner.compare.verdicts import comparison_json
-    from tuner.service import comparison_of
-    from tuner.spec import StudySpec
-
-    with closing(context.open_store()) as store:
-        _spec_of(store.get_study(name), StudySpec)
-        comparison = comparison_of(name, store)
-    if as_json:
-        print_json(comparison_json(name, comparison.metric, comparison))
-    else:
-        print_comparison(comparison)
-
-
-@click.command()
-@click.argument("name")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The HTML file to write.")
-@pass_context
-def report(context: Context, name: str, output: Path | None) -> None:
-    """Write the report of study NAME: one HTML file with tables, plots and caveats.
-
-    \b
-    Example:
       tuner study report digits -o digits.html
+      tuner study report digits tabular charlm
     """
     from tuner.service import comparison_of, make_report
     from tuner.spec import StudySpec
 
-    path = output or context.home.reports / f"{name}.html"
+    path = output or context.home.reports / f"{'+'.join(names)}.html"
     with closing(context.open_store()) as store:
-        _spec_of(store.get_study(name), StudySpec)
-        made = make_report(name, store, path, comparison_of(name, store))
+        if len(names) == 1:
+            _spec_of(store.get_study(names[0]), StudySpec)
+            made = make_report(names[0], store, path, comparison_of(names[0], store))
+        else:
+            from tuner.compare.pooled_report import write_pooled_report
+            from tuner.findings import Rows, pool_studies
+
+            pooled = pool_studies([Rows(name, store) for name in names])
+            made = write_pooled_report(path, pooled)
     click.echo(made)
 
 

@@ -181,6 +181,8 @@ def exploration_figure(arms: Mapping[str, Explored], metric: str, direction: Dir
         for end in arm.box or ():
             ax.axvline(end, color=GREY, lw=1, ls=(0, (4, 3)))
         ax.plot(*_xy(inside), "o", color=colour, ms=5, alpha=0.75, mew=0, label="trial")
+        ax.step(*_xy(_best_by_bucket(inside, direction)), where="post", color=GREY, lw=1.2,
+                label="best of each half decade")  # fmt: skip
         marks: dict[str, Any] = {"clip_on": False, "zorder": 5}
         if beyond:
             ax.plot(beyond, [edge] * len(beyond), "^" if edge == high else "v", color=GREY, ms=6,
@@ -198,6 +200,23 @@ def exploration_figure(arms: Mapping[str, Explored], metric: str, direction: Dir
     fullest = max(axes[: len(arms)], key=lambda ax: len(ax.get_legend_handles_labels()[0]))
     _legend(figure, fullest)
     return figure
+
+
+def _best_by_bucket(
+    points: Sequence[tuple[float, float]], direction: Direction
+) -> list[tuple[float, float]]:
+    """The best value in each half decade that has one, as the steps of a line (isolation plot)."""
+    best = min if direction == "minimize" else max
+    buckets: dict[int, list[float]] = {}
+    for x, value in points:
+        buckets.setdefault(math.floor(2 * math.log10(x)), []).append(value)
+    steps: list[tuple[float, float]] = []
+    for k in sorted(buckets):
+        height = best(buckets[k])
+        if steps and steps[-1][0] < 10 ** (k / 2) * (1 - 1e-9):
+            steps.append((10 ** (k / 2), math.nan))
+        steps += [(10 ** (k / 2), height), (10 ** ((k + 1) / 2), height)]
+    return steps
 
 
 def _decades(lrs: Sequence[float]) -> tuple[float, float]:
@@ -245,32 +264,6 @@ def curves_figure(arms: Mapping[str, Runs], metric: str, direction: Direction) -
     _labels(left, "optimizer step", f"validation {metric}", "Mean and range over seeds")
     _labels(right, "optimizer step", "learning rate", "Schedule as it ran")
     _legend(figure, left)
-    return figure
-
-
-def best_of_k_figure(
-    arms: Mapping[str, Sequence[float | None]], metric: str, direction: Direction
-) -> Figure:
-    """Expected best of the first k trials, thin beyond half of them, where it is uncertain."""
-    figure, (ax,) = _figure(3.6)
-    names = [name for name, values in arms.items() if any(v is not None for v in values)]
-    if not names:
-        _empty(ax, "no completed exploration trial")
-        return figure
-    scores = st.finite_worst([arms[name] for name in names], direction)
-    shown: list[float] = []
-    for name, values in zip(names, scores, strict=True):
-        k = list(arms).index(name)
-        best = st.expected_best_of_k(values, direction)
-        half = max(1, (len(best) + 1) // 2)
-        trials = np.arange(1, len(best) + 1)
-        ax.plot(trials[:half], best[:half], lw=2, label=name, marker="o", ms=3, **line_style(k))
-        ax.plot(trials[half - 1 :], best[half - 1 :], lw=0.9, **line_style(k))
-        shown += list(best)
-    ax.set_ylim(*robust_limits(shown, direction))
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    _labels(ax, "trials spent on the arm", f"expected best {metric}")
-    _legend(figure, ax)
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -10,14 +9,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuner.compare import wording
+from tuner.compare.page import rendered
+from tuner.compare.report_figures import plots
+from tuner.compare.rows import Evaluations, chosen_runs, late_best, reached_targets
+from tuner.compare.targets import Targets
 from tuner.compare.verdicts import ArmResult, Comparison
-from tuner.records import Evaluation, LrCurve, Study, Trial
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tuner.records import LrCurve, Study, Trial
 
 STAGES = {
     "calibrate": "the baseline at published defaults, to measure the noise of seeds",
@@ -39,13 +39,6 @@ _CSV_COLUMNS = (
     "number", "arm", "stage", "seed", "state", "value", "optimizer", "schedule", "steps",
     "wall_seconds", "attempts", "device", "host", "failure",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Plot:
-    title: str
-    caption: str
-    source: str  # data URI
 
 
 @dataclass(frozen=True)
@@ -158,9 +151,12 @@ def _failures(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     ]
 
 
-def _caveats(study: Study, comparison: Comparison) -> list[str]:
+def _caveats(
+    study: Study, trials: Sequence[Trial], evaluations: Evaluations, comparison: Comparison
+) -> list[str]:
     """What limits the answer, one line each."""
     lines = [f"{arm.name}: {arm.note}." for arm in comparison.arms if arm.note]
+    lines += comparison.caveats
     if study.spec.get("budget", {}).get("decide_seeds") == 0:
         lines.append(
             "No decide stage: the scores that picked each configuration also judge it, so they "
@@ -173,8 +169,24 @@ def _caveats(study: Study, comparison: Comparison) -> list[str]:
             "No margin was given: differences below the deviation over seeds "
             f"({comparison.margin:.2g}) count as none for the verdict equivalent."
         )
-    if fewest := min((len(a.seeds) for a in comparison.arms), default=0):
-        lines += ["One seed for some arm: it gets no verdict."] if fewest < 2 else []
+    if min((len(a.seeds) for a in comparison.arms), default=2) < 2:
+        lines.append("One seed for some arm: it gets no verdict.")
+    if comparison.looks > 1 and len({len(a.seeds) for a in comparison.arms}) > 1:
+        lines.append(
+            "Arms stopped getting seeds once they were decided, so means of arms with few seeds "
+            "look more extreme than more seeds would make them; the verdicts allow for it."
+        )
+    if late_best(trials, evaluations, comparison) > 0.75:
+        lines.append(
+            f"{comparison.arms[0].name} was still improving when its runs ended: longer training "
+            "may help, and may change the order."
+        )
+    if searched := sorted({name for t in trials if t.stage == "explore" for name in t.point}):
+        names = ", ".join(wording.SETTING_NAMES.get(n, n) for n in searched)
+        lines.append(
+            f"Searched: {names}. Every other number kept its given or published value, and with "
+            "others the order can change."
+        )
     lines.append(
         "It holds for this task, length of training and search box; another length or scale can "
         "change the order."
@@ -182,84 +194,22 @@ def _caveats(study: Study, comparison: Comparison) -> list[str]:
     return lines
 
 
-def _image(figure: Figure) -> str:
-    import matplotlib
-
-    out = io.BytesIO()
-    # A fixed salt and no date: the same study gives the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "tuner"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def _chosen(trials: Sequence[Trial], arm: ArmResult) -> list[Trial]:
-    """The runs whose scores judge the arm."""
-    return [
-        t
-        for t in trials
-        if t.stage in ("confirm", "decide")
-        and t.arm == arm.name
-        and t.seed in arm.seeds
-        and t.params == arm.params
-    ]
-
-
-def _plots(
-    trials: Sequence[Trial],
-    evaluations: Mapping[int, Sequence[Evaluation]],
-    lr_curves: Mapping[int, LrCurve],
-    comparison: Comparison,
-) -> list[_Plot]:
-    from tuner.compare import plots
-
-    metric, direction = comparison.metric, comparison.direction
-    names = {t.number: t.arm for t in trials}
-    by_arm = {names[n]: curve for n, curve in sorted(lr_curves.items()) if n in names}
-    runs, explored, spent = {}, {}, {}
-    for arm in comparison.arms:
-        chosen = _chosen(trials, arm)
-        lines = [evaluations.get(t.number, []) for t in chosen if t.state == "completed"]
-        runs[arm.name] = plots.Runs(
-            metric=[[(e.step, e.metrics[metric]) for e in r if metric in e.metrics] for r in lines],
-            lr=[[(e.step, e.lr) for e in r if e.lr > 0] for r in lines],
-        )
-        tried = [
-            t
-            for t in trials
-            if t.arm == arm.name
-            and t.stage == "explore"
-            and t.state in ("completed", "diverged")
-            and "lr" in t.point
-        ]
-        curve = by_arm.get(arm.name)
-        box = (curve.low, curve.high) if curve and curve.low and curve.high else None
-        explored[arm.name] = plots.Explored(
-            lrs=[t.point["lr"] for t in tried],
-            values=[t.value if t.state == "completed" else None for t in tried],
-            chosen_lr=next((t.point["lr"] for t in chosen if "lr" in t.point), None),
-            box=box,
-        )
-        spent[arm.name] = explored[arm.name].values
-    curves = {a.name: by_arm[a.name] for a in comparison.arms if a.name in by_arm}
-    made = [
-        ("How good is each arm?", "Diamond: mean over fresh seeds. Bar: interval of the mean. "
-         "Dots: seeds. Grey: the leader's interval.", plots.arms_figure(comparison)),
-        ("How far from the leader?", "Differences on common seeds, which cancels what is "
-         "common to a seed. Grey: the margin.",
-         plots.differences_figure(comparison)),
-        ("How did training go?", "The chosen configurations on fresh seeds, and the learning "
-         "rate that really ran.", plots.curves_figure(runs, metric, direction)),
-        ("Where are good learning rates?", "Each dot is one exploration trial. Dashed: the "
-         "search box. Line: the chosen learning rate.",
-         plots.exploration_figure(explored, metric, direction)),
-        ("What would fewer trials have found?", "Exact for independent draws; a sampler's "
-         "trials are not, so read it as a guide.",
-         plots.best_of_k_figure(spent, metric, direction)),
-    ]  # fmt: skip
-    if curves:
-        made.append(("Learning-rate range tests", "Circle: suggestion. Bar: search box. Cross: "
-                     "where training diverges.", plots.lr_curves_figure(curves)))  # fmt: skip
-    return [_Plot(title, caption, _image(figure)) for title, caption, figure in made]
+def _targets(targets: Targets) -> dict[str, Any]:
+    """Time to target on one cost axis as text."""
+    return {
+        "cost": targets.cost,
+        "target": f"{targets.target:.4g}",
+        "baseline": targets.baseline,
+        "rows": [
+            {
+                "name": arm.name,
+                "reached": f"{arm.reached} of {len(arm.times)}",
+                "median": wording.cost_amount(arm.median, targets.cost),
+                "speedup": wording.speedup(arm.speedup_low, arm.speedup, arm.speedup_high),
+            }
+            for arm in targets.arms
+        ],
+    }
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -277,7 +227,7 @@ def write_report(
     path: Path,
     study: Study,
     trials: Sequence[Trial],
-    evaluations: Mapping[int, Sequence[Evaluation]],
+    evaluations: Evaluations,
     lr_curves: Mapping[int, LrCurve],
     comparison: Comparison,
 ) -> Path:
@@ -285,26 +235,23 @@ def write_report(
 
     `evaluations` and `lr_curves` are by trial number. Raises OSError when it cannot be written.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    first = _chosen(trials, comparison.arms[0])
-    page = environment.get_template("report.html").render(
+    try:
+        targets = reached_targets(trials, evaluations, comparison)
+    except ValueError:  # the baseline diverged, or nothing was evaluated
+        targets = []
+    first = chosen_runs(trials, comparison.arms[0])
+    page = rendered(
+        "report.html",
         study=study,
         comparison=comparison,
         level=round(100 * (1 - comparison.alpha)),
         rows=[_row(arm) for arm in comparison.arms],
         verdicts=VERDICTS,
-        plots=_plots(trials, evaluations, lr_curves, comparison),
+        plots=plots(trials, evaluations, lr_curves, comparison, targets),
+        targets=[_targets(t) for t in targets],
         stages=_stages(trials),
         failures=_failures(trials),
-        caveats=_caveats(study, comparison),
+        caveats=_caveats(study, trials, evaluations, comparison),
         provenance=_flat(study.provenance),
         devices=sorted({t.device for t in trials if t.device}),
         rerun=first[0].number if first else None,

@@ -213,16 +213,12 @@ def probability_of_improvement(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 
 def quality_draws(
-    scores: Array,
-    rng: np.random.Generator,
-    explored: Sequence[npt.ArrayLike] | None = None,
-    draws: int = 4_000,
+    scores: Array, rng: np.random.Generator, losses: Array | None = None, draws: int = 4_000
 ) -> Array:
     """Plausible true means of the arms, (draws, arms), by a two-level bootstrap.
 
-    Level 1, with `explored` (the exploration's values of each arm, more is better): the trials
-    are drawn anew with replacement, and the arm loses what the best of the redrawn trials lies
-    below the best of all, since a repeat of the search might not have found it.
+    Level 1, with `losses` (draws, arms) of `selection.search_loss`: what each arm loses when its
+    trials are drawn anew and its configuration is selected again.
     Level 2: seeds, by normal multipliers of the residuals that are common to all arms of a seed,
     with Student's scale; unlike resampling, this is not overconfident with 3 to 10 seeds.
     `scores` is (arms, seeds) with NaN for seeds not run. Raises ValueError when no arm has two
@@ -232,6 +228,7 @@ def quality_draws(
     counts = np.isfinite(scores).sum(axis=1)
     if not counts.size or counts.min() < 1 or counts.max() < 2:
         raise ValueError("every arm needs a seed, and at least one arm needs two")
+    draws = draws if losses is None else len(losses)
     means = np.nanmean(scores, axis=1)
     residuals = np.nan_to_num(scores - means[:, None])
     degrees = np.maximum(counts - 1, 1)
@@ -241,12 +238,7 @@ def quality_draws(
     noise[:, single] = pooled * rng.standard_normal((draws, int(single.sum())))
     scale = {df: np.sqrt(df / rng.chisquare(df, draws)) for df in sorted(set(degrees.tolist()))}
     quality: Array = means + noise * np.stack([scale[df] for df in degrees.tolist()], axis=1)
-    for k, values in enumerate(explored or []):
-        trials = _finite(values)
-        if trials.size:
-            redrawn = rng.choice(trials, size=(draws, trials.size))
-            quality[:, k] -= trials.max() - redrawn.max(axis=1)
-    return quality
+    return quality if losses is None else quality - losses
 
 
 def p_best(draws: Array) -> Array:
@@ -277,6 +269,17 @@ def tost(differences: npt.ArrayLike, margin: float) -> float:
     return float(stdtr(d.size - 1, (abs(d.mean()) - margin) / error))
 
 
+def expected_best_weights(n: int, *, unbiased: bool = True) -> Array:
+    """Weights of the n sorted scores, worst first, in the expected best of k = 1..n; (n, n)."""
+    from scipy.special import comb
+
+    k = np.arange(1, n + 1)[:, None]
+    i = np.arange(1, n + 1)[None, :]
+    if unbiased:
+        return np.asarray(comb(i - 1, k - 1) / comb(n, k))
+    return np.asarray((i / max(n, 1)) ** k - ((i - 1) / max(n, 1)) ** k)
+
+
 def expected_best_of_k(
     values: npt.ArrayLike, direction: Direction, *, unbiased: bool = True
 ) -> Array:
@@ -286,19 +289,9 @@ def expected_best_of_k(
     V statistic (Dodge et al. 1909.03004: with replacement), biased and of lower variance.
     Both assume trials drawn independently, which a sampler's are only at its start.
     """
-    from scipy.special import comb
-
     v = np.sort(_finite(values))
-    n = v.size
-    if direction == "minimize":
-        v = v[::-1]
-    k = np.arange(1, n + 1)[:, None]
-    i = np.arange(1, n + 1)[None, :]
-    if unbiased:
-        weights = comb(i - 1, k - 1) / comb(n, k)
-    else:
-        weights = (i / max(n, 1)) ** k - ((i - 1) / max(n, 1)) ** k
-    best: Array = weights @ v
+    ordered = v[::-1] if direction == "minimize" else v
+    best: Array = expected_best_weights(v.size, unbiased=unbiased) @ ordered
     return best
 
 

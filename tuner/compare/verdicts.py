@@ -15,6 +15,7 @@ from tuner.compare import statistics as st
 from tuner.compare import wording
 from tuner.compare.evidence import Evidence, common_differences, gather, pooled_sd
 from tuner.compare.looks import nominal_level
+from tuner.compare.selection import search_losses
 from tuner.records import Direction, Record
 
 Verdict = Literal["best", "contender", "equivalent", "worse", "under-explored"]
@@ -29,6 +30,8 @@ class ArmScores(Record):
         scores: the metric of each seed; None = diverged, which counts as the worst and is kept.
         explored: completed trials of the search that chose the configuration; None = unknown.
         explored_values: their scores; when every arm gives them, P(best) covers luck in the search.
+        confirmed: scores of confirmation (None = diverged) by index of `explored_values`.
+        chosen: index of the chosen configuration in `explored_values`; None = the best of them.
         flags: reasons why the search of this arm is not finished, such as "at-bound-lr".
     """
 
@@ -40,6 +43,8 @@ class ArmScores(Record):
     scores: list[float | None]
     explored: int | None = None
     explored_values: list[float] = Field(default_factory=list)
+    confirmed: dict[int, list[float | None]] = Field(default_factory=dict)
+    chosen: int | None = None
     flags: list[str] = Field(default_factory=list)
 
 
@@ -75,7 +80,12 @@ class ArmResult(Record):
 
 
 class Comparison(Record):
-    """All arms, best first, and the answer."""
+    """All arms, best first, and the answer.
+
+    Attributes:
+        p_better: P(row beats column) for one run of each, rows and columns as `arms`.
+        caveats: about the study as a whole; those of an arm are in its note.
+    """
 
     metric: str
     direction: Direction
@@ -84,8 +94,10 @@ class Comparison(Record):
     margin_given: bool  # by the user; otherwise the pooled seed deviation
     looks: int = 1  # how often the scores were looked at; p values and intervals pay for it
     arms: list[ArmResult]
+    p_better: list[list[float]] = Field(default_factory=list)
     expected_regret: float | None  # of taking the leader, in metric units
     method: str
+    caveats: list[str] = Field(default_factory=list)
     answer: str
 
 
@@ -123,6 +135,15 @@ def _verdict(k: int, e: Evidence, unfinished: bool, margin_given: bool) -> Verdi
     return "equivalent" if e.is_equivalent(k) else "contender"
 
 
+def _safer(k: int, e: Evidence, arms: Sequence[ArmScores]) -> str | None:
+    """An arm whose worst seed is better than that of k by more than its own deviation, if any."""
+    worst = np.nanmin(e.scores, axis=1)
+    spread = np.nanstd(e.scores, axis=1)
+    counts = np.isfinite(e.scores).sum(axis=1)
+    safer = [r for r in e.order if r != k and counts[r] > 1 and worst[r] - spread[r] > worst[k]]
+    return arms[max(safer, key=lambda r: worst[r])].name if safer else None
+
+
 def _result(
     k: int, e: Evidence, arms: Sequence[ArmScores], share: float, margin_given: bool, flip: bool
 ) -> ArmResult:
@@ -140,7 +161,7 @@ def _result(
     p_value = e.beats_all if k == e.leader else e.p_worse(k)
     beaten_by = e.beaten_by(k) if e.p_worse(k) > e.alpha else []
     return ArmResult(
-        **arm.model_dump(exclude={"explored_values"}),
+        **arm.model_dump(exclude={"explored_values", "confirmed", "chosen"}),
         mean=sign * float(own.mean()),
         ci_low=low,
         ci_high=high,
@@ -157,17 +178,39 @@ def _result(
             seeds=len(arm.scores),
             measured_worse=e.is_worse(k) and verdict in ("under-explored", "equivalent"),
             beaten_by=[arms[r].name for r in beaten_by],
+            safer=_safer(k, e, arms) if k == e.leader else None,
         ),
     )
 
 
 def _quality(
-    arms: Sequence[ArmScores], scores: st.Array, direction: Direction, rng: np.random.Generator
+    arms: Sequence[ArmScores], scores: st.Array, sd: float, flip: bool, rng: np.random.Generator
 ) -> st.Array:
     """Draws of the arms' true means; luck in the search included where every arm tells it."""
-    sign = 1.0 if direction == "maximize" else -1.0
-    explored = [sign * np.array(arm.explored_values) for arm in arms]
-    return st.quality_draws(scores, rng, explored if all(map(len, explored)) else None)
+    sign = -1.0 if flip else 1.0
+    worst = sign * float(np.nanmin(scores))
+    searches = []
+    for arm in arms:
+        confirmed = {
+            place: [sign * (worst if s is None else s) for s in values]
+            for place, values in arm.confirmed.items()
+        }
+        searches.append((sign * np.array(arm.explored_values), confirmed, arm.chosen))
+    sizes = [len(values) for arm in arms for values in arm.confirmed.values()]
+    losses = search_losses(
+        searches,
+        top=max((len(arm.confirmed) for arm in arms), default=1),
+        seeds=min(sizes, default=1),
+        seed_sd=sd,
+        rng=rng,
+    )
+    return st.quality_draws(scores, rng, losses)
+
+
+def _wins(scores: st.Array, order: Sequence[int]) -> list[list[float]]:
+    """P(row > column) for one run of each arm, arms in `order`."""
+    runs = [scores[k][np.isfinite(scores[k])] for k in order]
+    return [[st.probability_of_improvement(a, b) for b in runs] for a in runs]
 
 
 def compare(
@@ -196,11 +239,10 @@ def compare(
         alpha=alpha,
         looks=looks,
     )
-    quality = None
-    if pooled_sd(evidence.scores) is not None:
-        quality = _quality(arms, evidence.scores, direction, rng)
-    shares = np.full(len(arms), 1 / len(arms)) if quality is None else st.p_best(quality)
     given, flip = margin is not None, direction == "minimize"
+    sd = pooled_sd(evidence.scores)
+    quality = None if sd is None else _quality(arms, evidence.scores, sd, flip, rng)
+    shares = np.full(len(arms), 1 / len(arms)) if quality is None else st.p_best(quality)
     comparison = Comparison(
         metric=metric,
         direction=direction,
@@ -209,6 +251,7 @@ def compare(
         margin_given=given,
         looks=evidence.tests.looks,
         arms=[_result(k, evidence, arms, float(shares[k]), given, flip) for k in evidence.order],
+        p_better=_wins(evidence.scores, evidence.order),
         expected_regret=None if quality is None else st.expected_regret(quality, evidence.leader),
         method=evidence.tests.method,
         answer="",
@@ -239,6 +282,8 @@ def comparison_json(study_name: str, metric: str, comparison: Comparison) -> dic
         "alpha": comparison.alpha,
         "margin": comparison.margin,
         "expected_regret": comparison.expected_regret,
+        "p_better": comparison.p_better,
+        "caveats": comparison.caveats,
         "method": comparison.method,
         "looks": comparison.looks,
         "arms": arms,

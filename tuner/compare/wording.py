@@ -65,6 +65,20 @@ def span(low: float | None, high: float | None) -> str:
     return f"{number(low, half)} .. {number(high, half)}"
 
 
+def cost_amount(value: float | None, cost: str) -> str:
+    """`350 steps`, `12.3 s`, or "not reached"."""
+    if value is None:
+        return "not reached"
+    return f"{value:.3g} s" if cost == "seconds" else f"{value:,.0f} {cost}"
+
+
+def speedup(low: float | None, value: float | None, high: float | None) -> str:
+    """`1.8x (1.4 .. 2.3)`, or a dash."""
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{value:.2f}x ({low:.2f} .. {high:.2f})"
+
+
 def more_seeds(count: int) -> str:
     """`about 6 more seeds`, or more than the cap."""
     if count > SEEDS_CAP:
@@ -79,6 +93,7 @@ def note(
     seeds: int,
     measured_worse: bool,
     beaten_by: Sequence[str],
+    safer: str | None = None,
 ) -> str:
     """The caveats of one arm, joined by semicolons; empty when there are none."""
     parts = list(reasons)
@@ -86,6 +101,8 @@ def note(
         parts.append("worse than the leader where it was measured")
     if beaten_by:
         parts.append(f"beaten by {', '.join(beaten_by)}")
+    if safer:
+        parts.append(f"better on average, but its worst seed is worse than that of {safer}")
     if diverged:
         parts.append(f"diverged on {diverged} of {seeds} seeds, counted as the worst score")
     return "; ".join(parts)
