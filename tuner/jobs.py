@@ -25,11 +25,9 @@ class Places:
 def job_of(spec: StudySpec, trial: Trial, places: Places) -> Job:
     """What a worker has to know to run a trial."""
     budget, ranging = spec.budget, trial.stage == "lr-range"
-    length: dict[str, Any] = (
-        {"max_steps": budget.lr_range_steps}
-        if ranging
-        else {k: getattr(budget, k) for k in ("max_steps", "max_epochs", "max_examples")}
-    )
+    length: dict[str, Any] = {
+        k: getattr(budget, k) for k in ("max_steps", "max_epochs", "max_examples")
+    }
     return Job(
         id=str(trial.number),
         kind="lr_range" if ranging else "train",
@@ -41,6 +39,7 @@ def job_of(spec: StudySpec, trial: Trial, places: Places) -> Job:
         direction=spec.study.direction,
         evaluations=budget.evaluations,
         stop_rules=trial.stop_rules,
+        range_steps=budget.lr_range_steps if ranging else None,
         micro_batch=trial.micro_batch,
         checkpoint=None if ranging else str(places.checkpoints / f"{trial.number}.pt"),
         checkpoint_seconds=spec.run.checkpoint_seconds,
