@@ -91,7 +91,7 @@ def fastai_minimum(task: BenchTask, optimizer: str, seed: int) -> Suggestion:
 
 
 def torch_lr_finder(task: BenchTask, optimizer: str, seed: int) -> Suggestion:
-    """torch-lr-finder: the steepest point of 100 batches up to 10, from its smallest usual start."""
+    """torch-lr-finder: the steepest point of 100 batches from 1e-7 to 10."""
     from torch_lr_finder import LRFinder
 
     model, stepper, loader = setup(task, optimizer, seed)

@@ -1,4 +1,4 @@
-"""The tasks and optimizers of the LR finder's benchmark: real data, models that train in a second."""
+"""Tasks and optimizers of the LR finder's benchmark: real data, runs of a second or so."""
 
 from __future__ import annotations
 

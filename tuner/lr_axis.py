@@ -23,6 +23,14 @@ class Axis:
     rows: tuple[tuple[dict[str, Any], str, float], ...]
     paced: tuple[tuple[dict[str, Any], float], ...] = ()
 
+    @property
+    def start(self) -> float | None:
+        """Where to look first, when a ramp cannot tell: Prodigy's rate grows with the steps."""
+        if self.name != "d_coef":
+            return None
+        group, key, _ = self.rows[0]
+        return float(group[key])
+
     def set(self, lr: float, factor: float) -> None:
         """Every entry at `lr` times its ratio, scaled by the schedule's `factor`."""
         for group, key, ratio in self.rows:
@@ -51,7 +59,8 @@ def axis_of(optimizer: torch.optim.Optimizer, name: str | None = None) -> Axis:
     if all(name in group for group in groups) and isinstance(groups[0][name], (int, float)):
         paced = tuple((group, _base(group)) for group in groups)
         return Axis(name, _rows(groups, name), paced)
-    allowed = ["lr", *(["adamw_lr"] if partner else []), *(["d_coef"] if "d_coef" in own else [])]
+    there = {"adamw_lr": bool(partner), "d_coef": "d_coef" in groups[0]}
+    allowed = ["lr", *(other for other, is_so in there.items() if is_so)]
     raise UsageError(f"axis = {name!r}: this optimizer has {', '.join(allowed)}")
 
 

@@ -204,6 +204,7 @@ def _flags(curve: Shape) -> list[str]:
 
 
 def refusal(points: Points, diverges_at: float | None, flag: str, reason: str) -> LrCurve:
+    """No suggestion: one flag and the reason."""
     return LrCurve(
         points=_finite(points),
         suggested_lr=None,

@@ -11,7 +11,7 @@ import contextlib
 import html
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import partial
 from typing import Any
 
@@ -127,13 +127,15 @@ def find_lr(
         if number is not None and number < 1:
             raise UsageError(f"{name} = {number}: expected at least 1")
     if isinstance(schedule, str):
-        schedule = create(schedule)
+        try:
+            schedule = create(schedule)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     run_steps = total_steps or _own_length(optimizer) or _assumed(train_loader, accumulation_steps)
     plan = Plan.create(run_steps, steps, refresh_of(optimizer))
     moving = axis_of(optimizer, axis)
-    followed = schedule_of(optimizer, schedule)
-    first = 0 if val_loader is not None else LONG_LOOKS
-    needed = first + accumulation_steps * plan.batches
+    followed, start = schedule_of(optimizer, schedule), moving.start
+    needed = LONG_LOOKS + accumulation_steps * plan.batches
     with (
         quiet(),
         preserved(model, optimizer, train_loader, val_loader, scaler) as restore,
@@ -148,7 +150,7 @@ def find_lr(
             restore,
             train=train,
             held_out=kept,
-            first=first,
+            first=LONG_LOOKS,
             loss=_with_model(loss),
             accumulation=accumulation_steps,
             scaler=scaler,
@@ -158,7 +160,7 @@ def find_lr(
         if quick:
             curve = _quick(rig, steps or STEPS, low, high, moving.name, progress)
         else:
-            curve = Search(rig, plan, followed, progress, low, high, moving.name).run()
+            curve = Search(rig, plan, followed, progress, low, high, moving.name, start).run()
     return LrResult(**dict(curve))
 
 
@@ -169,15 +171,14 @@ def lr_range(job: Job, progress: Progress = lambda step, steps: None) -> LrCurve
     """
     work = Workload.create(_with_length(job))
     moving = axis_of(work.optimizer, job.range_axis)
-    followed = schedule_of(work.optimizer)
+    followed, start = schedule_of(work.optimizer), moving.start
     run_steps = work.steps
     plan = Plan.create(run_steps, job.range_steps, refresh_of(work.optimizer))
-    on_val = job.range_on == "val"
     with quiet(), preserved(work.model, work.optimizer) as restore:
-        rig = WorkloadRig(work, moving, restore, 0 if on_val else LONG_LOOKS, on_val)
+        rig = WorkloadRig(work, moving, restore, LONG_LOOKS, job.range_on == "val")
         if job.range_method == "quick":
             return _quick(rig, job.range_steps or STEPS, LOW, HIGH, moving.name, progress)
-        return Search(rig, plan, followed, progress, axis=moving.name).run()
+        return Search(rig, plan, followed, progress, axis=moving.name, start=start).run()
 
 
 def _quick(rig: Rig, steps: int, low: float, high: float, axis: str, progress: Progress) -> LrCurve:
@@ -214,7 +215,7 @@ def _own_length(optimizer: torch.optim.Optimizer) -> int | None:
 
 
 def _assumed(loader: Iterable[Any], accumulation: int) -> int:
-    length = len(loader) if hasattr(loader, "__len__") else MOST
+    length = len(loader) if isinstance(loader, Sized) else MOST
     return _bounded(EPOCHS * length // accumulation)
 
 

@@ -30,6 +30,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 WARMUP = 0.1  # of the schedule assumed where none is given
 # Numbers of steps after which a rule does something rare; a short run has to see it twice.
+GROWTH = 15  # Prodigy's estimate has grown from nothing after about so many
 REFRESHES = ("precondition_frequency", "update_period", "lookahead_k")
 
 
@@ -249,6 +250,7 @@ def refresh_of(optimizer: torch.optim.Optimizer) -> int:
     """The largest number of steps between two rare updates of the rule, 1 if it has none."""
     groups = optimizer.param_groups
     found = [group[name] for group in groups for name in REFRESHES if name in group]
+    found += [GROWTH for group in groups if "d_coef" in group]
     return max((int(each) for each in found if math.isfinite(each)), default=1)
 
 

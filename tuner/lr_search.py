@@ -7,7 +7,7 @@ steps, and a loss measured on common held-out batches. Nothing here knows what i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +29,7 @@ RAMP_SHARE, RAMP_STEPS = 0.09, (36, 60)
 SHORTEST, LONG_ENOUGH = 4, 12
 # Decades between neighbouring runs.
 SHORT_STEP, LONG_STEP = 0.5, 0.3
-SHORT_RUNS, LONG_RUNS = 9, 6
+SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
 # Held-out batches that judge a run; a forward pass costs a third of a step.
 SHORT_LOOKS, LONG_LOOKS, LOOK = 4, 8, 1 / 3
 # A run within this share of the best one's gain is as good as the best.
@@ -90,6 +90,7 @@ class Search:
     low: float = LOW
     high: float = HIGH
     axis: str = "lr"
+    start: float | None = None  # where to look first; None to ask the ramp
     before: list[float] = field(default_factory=list)
     noise: float = 0.0
     forks: dict[int, list[Fork]] = field(default_factory=dict)
@@ -97,33 +98,33 @@ class Search:
     def run(self) -> LrCurve:
         """Ramp, short runs, longer runs, answer; or a refusal that says why."""
         self.rig.reset()
-        before = self.before = self.rig.held_out(LONG_LOOKS)
-        self.noise = float(np.std(before))
+        self.before = self.rig.held_out(LONG_LOOKS)
+        self.noise = float(np.std(self.before)) if np.isfinite(self.before).all() else 0.0
         points = coarse(self._ramp, self.low, self.high, self.plan.ramp, self.noise)
         usable = explosion([loss for _, loss in points], self.noise)
         top = None if usable is None else points[usable][0]
-        if not np.isfinite(before).all() or usable == 0 or (usable is not None and usable < 3):
+        if not np.isfinite(self.before).all() or usable == 0 or (usable is not None and usable < 3):
             reason = "no learning rate gives a finite loss: it explodes at every rate tried"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
-        start = _start(points, top, self.noise)
+        start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
         short = self._bracket(self.plan.short, start, SHORT_STEP, SHORT_RUNS, SHORT_LOOKS)
         first = self._locate(self.plan.short)
         shift = lr_fit.SLOPE * math.log10(self.plan.long / self.plan.short)
         rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * LONG_LOOKS)
-        most = min(max(math.floor(rooms), 3), LONG_RUNS)
-        best = min(short, key=lambda fork: fork.loss)
-        if not learns(before, best.losses) and not math.isfinite(best.loss):
-            reason = "every short run diverges: training explodes at every rate tried"
-            return self._told(refusal(points, top, "diverges-everywhere", reason))
+        most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
         long = self._bracket(self.plan.long, first.log_lr + shift, LONG_STEP, most, LONG_LOOKS)
-        return self._answer(points, top, before, long)
+        learned = any(learns(self.before, fork.losses) for fork in short)
+        if all(map(self._is_lost, long)) and not learned:
+            reason = "every short run explodes, whatever its learning rate"
+            return self._told(refusal(points, top, "diverges-everywhere", reason))
+        return self._answer(points, top, long)
 
     @property
     def cost(self) -> float:
         """Steps so far, forward passes counted as thirds."""
         return self.rig.steps + LOOK * self.rig.looks
 
-    def _ramp(self, lrs: Sequence[float]) -> Points:
+    def _ramp(self, lrs: Iterator[float]) -> Points:
         self.rig.reset()
         points: Points = []
         for index, lr in enumerate(lrs):
@@ -152,8 +153,7 @@ class Search:
         """Where to look next; None when the best run has a worse one on either side."""
         alive = [k for k, fork in tried.items() if self._is_alive(horizon, fork)]
         if not alive:
-            highest = tried[max(tried)].losses
-            too_low = horizon == self.plan.short and not learns(highest, self.before)
+            too_low = horizon == self.plan.short and not self._is_lost(tried[max(tried)])
             return max(tried) + 1 if too_low else min(tried) - 1
         best = min(alive, key=lambda k: tried[k].loss)
         return next((k for k in (best + 1, best - 1) if k not in tried), None)
@@ -163,6 +163,11 @@ class Search:
         if horizon == self.plan.short:
             return learns(self.before, fork.losses)
         return fork.loss < min(each.loss for each in self.forks[self.plan.short])
+
+    def _is_lost(self, fork: Fork) -> bool:
+        """Whether a run ends above its start by more than one batch differs from another."""
+        start = float(np.mean(self.before))
+        return not fork.loss <= start + SIGNIFICANT * max(self.noise, 1e-6 * abs(start))
 
     def _fork(self, horizon: int, log_lr: float, looks: int) -> Fork:
         self.rig.reset()
@@ -184,11 +189,9 @@ class Search:
         done = math.ceil(self.cost)
         self.progress(min(done, self.plan.budget), self.plan.budget)
 
-    def _answer(
-        self, points: Points, top: float | None, before: list[float], long: list[Fork]
-    ) -> LrCurve:
-        best = min(long, key=lambda fork: fork.loss)
-        diverges_at = self._divergence(top, before)
+    def _answer(self, points: Points, top: float | None, long: list[Fork]) -> LrCurve:
+        before, best = self.before, min(long, key=lambda fork: fork.loss)
+        diverges_at = self._divergence(top)
         if not learns(before, best.losses):
             gain = float(np.mean(before)) - best.loss
             reason = (
@@ -229,13 +232,13 @@ class Search:
             )
         )
 
-    def _divergence(self, top: float | None, before: list[float]) -> float | None:
+    def _divergence(self, top: float | None) -> float | None:
         """The lowest rate above a horizon's best whose run has lost all that can be gained."""
         lost = [] if top is None else [top]
         for forks in self.forks.values():
-            start = float(np.mean(before[: len(forks[0].losses)]))
             best = min(forks, key=lambda fork: fork.loss)
-            lost += [10**f.log_lr for f in forks if f.log_lr > best.log_lr and f.loss > start]
+            higher = [fork for fork in forks if fork.log_lr > best.log_lr]
+            lost += [10**fork.log_lr for fork in higher if self._is_lost(fork)]
         return min(lost, default=None)
 
     def _reason(self, optima: list[lr_fit.Optimum], diverges_at: float | None) -> str:

@@ -290,7 +290,7 @@ def lr_axes(curves: Mapping[str, LrCurve], ax: Axes | None = None) -> Axes:
     thin one the search box; a cross is where training explodes.
     """
     if ax is None:
-        figure, (ax,) = _figure(4.4)
+        ax = _figure(4.4)[1][0]
     drawn = {name: lr_lines(curve) for name, curve in curves.items()}
     drawn = {name: lines for name, lines in drawn.items() if lines}
     if not drawn:
