@@ -75,7 +75,12 @@ class Results:
 
 
 def measure(
-    results: Results, tasks: list[str], chosen: list[str], seeds: int, methods: list[str]
+    results: Results,
+    tasks: list[str],
+    chosen: list[str],
+    seeds: int,
+    methods: list[str],
+    losses: bool,
 ) -> None:
     """Everything that is not in the file yet."""
     peers = lr_peers.installed()
@@ -85,8 +90,8 @@ def measure(
             about = {"task": name, "optimizer": optimizer}
             if results.get("truth", None, name, optimizer, None) is None:
                 lrs = grid(optimizer)
-                losses = train(task, optimizer, lrs, TRUTH_SEEDS, task.steps)["val"]
-                results.add({"kind": "truth", **about, "lrs": lrs, "losses": losses.tolist()})
+                values = train(task, optimizer, lrs, TRUTH_SEEDS, task.steps)["val"]
+                results.add({"kind": "truth", **about, "lrs": lrs, "losses": values.tolist()})
             for seed in range(seeds):
                 for method in methods:
                     missing = method in lr_peers.PEERS and method not in peers
@@ -99,13 +104,15 @@ def measure(
                         row = ours(task, optimizer, seed, quick=method == OURS_QUICK)
                     row["seconds"] = time.perf_counter() - started
                     results.add({"kind": "find", "method": method, **about, "seed": seed, **row})
+            if not losses:
+                continue
             wanted = [results.get("find", OURS, name, optimizer, seed) for seed in range(seeds)]
             lrs = [row["lr"] for row in wanted if row is not None and row["lr"] is not None]
             known = results.get("at", OURS, name, optimizer, None)
             if lrs and (known is None or known["lrs"] != lrs):
-                losses = train(task, optimizer, lrs, TRUTH_SEEDS, task.steps)["val"]
+                values = train(task, optimizer, lrs, TRUTH_SEEDS, task.steps)["val"]
                 row = {"kind": "at", "method": OURS, **about, "lrs": lrs}
-                results.add({**row, "losses": losses.tolist()})
+                results.add({**row, "losses": values.tolist()})
             print(f"{name} {optimizer}: done", flush=True)
 
 
@@ -220,13 +227,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--json", type=Path, default=Path("lr_finder.jsonl"))
+    parser.add_argument(
+        "--no-losses", action="store_true", help="interpolate losses instead of training"
+    )
     parser.add_argument("--report", action="store_true", help="only print what the file has")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results = Results(arguments.json)
     if not arguments.report:
-        measure(results, arguments.tasks, arguments.optimizers, arguments.seeds, arguments.methods)
+        measure(
+            results,
+            arguments.tasks,
+            arguments.optimizers,
+            arguments.seeds,
+            arguments.methods,
+            losses=not arguments.no_losses,
+        )
     report(results, arguments.tasks, arguments.optimizers, details=True)
 
 

@@ -23,7 +23,7 @@ from tuner.errors import UsageError
 from tuner.lr_axis import Axis
 from tuner.lr_batches import Batches
 from tuner.seeding import restore_rng, rng_state
-from tuner.snapshot import Restore, nested
+from tuner.snapshot import Restore, nested, snapshot
 from tuner.workload import Workload
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -48,6 +48,9 @@ class Rig(Protocol):
 
         Returns the loss before the step.
         """
+
+    def warm(self, steps: int) -> None:
+        """Take steps at a rate of zero from the snapshot, and make what comes out the snapshot."""
 
     def held_out(self, batches: int) -> list[float]:
         """Losses of the first held-out batches at the present point, in evaluation mode."""
@@ -74,6 +77,13 @@ class _Rig:
         self.axis.set(lr, factor)
         self.steps += 1
         return self._train(index)
+
+    def warm(self, steps: int) -> None:
+        """Moments of the optimizer fill, parameters stay; `preserved` outside keeps the rest."""
+        self.reset()
+        for index in range(steps):
+            self.step(index, 0.0)
+        self._restore = snapshot(self.model, self.optimizer)
 
     def held_out(self, batches: int) -> list[float]:
         """Losses of held-out batches; random numbers drawn here move nothing."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -34,11 +34,15 @@ SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
 SHORT_LOOKS, LONG_LOOKS, LOOK = 4, 8, 1 / 3
 # A run within this share of the best one's gain is as good as the best.
 TOLERANCE = 0.05
-# Gains below so many standard errors are chance.
-SIGNIFICANT = 3.0
+# Gains below so many standard errors are chance; a loss is lost so many deviations of a batch up.
+SIGNIFICANT, LOST = 2.0, 3.0
 # The search box around the suggestion: a study also moves what was fixed here.
 BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
 WIDE_SD = 0.5  # decades
+# Share of a short run that its warm-up may take.
+MOST_WARMUP = 0.3
+# Steps at rate zero before the snapshot that all runs start from, so that moments are warm.
+WARM = 20
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class Search:
         """Ramp, short runs, longer runs, answer; or a refusal that says why."""
         self.rig.reset()
         self.before = self.rig.held_out(LONG_LOOKS)
+        if np.isfinite(self.before).all() and self.start is None:
+            self.rig.warm(WARM)
         self.noise = float(np.std(self.before)) if np.isfinite(self.before).all() else 0.0
         points = coarse(self._ramp, self.low, self.high, self.plan.ramp, self.noise)
         usable = explosion([loss for _, loss in points], self.noise)
@@ -167,12 +173,13 @@ class Search:
     def _is_lost(self, fork: Fork) -> bool:
         """Whether a run ends above its start by more than one batch differs from another."""
         start = float(np.mean(self.before))
-        return not fork.loss <= start + SIGNIFICANT * max(self.noise, 1e-6 * abs(start))
+        return not fork.loss <= start + LOST * max(self.noise, 1e-6 * abs(start))
 
     def _fork(self, horizon: int, log_lr: float, looks: int) -> Fork:
         self.rig.reset()
+        schedule = miniature(self.schedule, horizon, self.plan.run_steps)
         for step in range(horizon):
-            loss = self.rig.step(step, 10**log_lr, self.schedule.factor(step, horizon))
+            loss = self.rig.step(step, 10**log_lr, schedule.factor(step, horizon))
             self._tick()
             if not math.isfinite(loss):
                 return Fork(log_lr, (math.inf,) * looks)
@@ -262,6 +269,16 @@ class Search:
             "cost": round(self.cost, 1),
         }
         return curve.model_copy(update=extra)
+
+
+def miniature(schedule: Schedule, horizon: int, run_steps: int) -> Schedule:
+    """The schedule of a short run: the whole run's warm-up in steps, as far as it fits.
+
+    How high a rate training survives depends on the number of warm-up steps, not on their share.
+    """
+    if not schedule.warmup:
+        return schedule
+    return replace(schedule, warmup=min(MOST_WARMUP, schedule.warmup * run_steps / horizon))
 
 
 def _start(points: Points, top: float | None, noise: float) -> float:
