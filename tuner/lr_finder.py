@@ -31,7 +31,7 @@ from tuner.lr_rigs import (
     require_loader,
     schedule_of,
 )
-from tuner.lr_search import LONG_LOOKS, Plan, Progress, Search
+from tuner.lr_search import MOST_LOOKS, Plan, Progress, Search
 from tuner.records import Job, LrCurve
 from tuner.snapshot import preserved
 from tuner.workload import Workload
@@ -135,14 +135,14 @@ def find_lr(
     plan = Plan.create(run_steps, steps, refresh_of(optimizer))
     moving = axis_of(optimizer, axis)
     followed, start = schedule_of(optimizer, schedule), moving.start
-    needed = LONG_LOOKS + accumulation_steps * plan.batches
+    needed = MOST_LOOKS + accumulation_steps * plan.batches
     with (
         quiet(),
         preserved(model, optimizer, train_loader, val_loader, scaler) as restore,
         torch.enable_grad(),
     ):
         train = Batches(train_loader, "train_loader", needed)
-        kept = train if val_loader is None else Batches(val_loader, "val_loader", LONG_LOOKS)
+        kept = train if val_loader is None else Batches(val_loader, "val_loader", MOST_LOOKS)
         rig = LoaderRig(
             model,
             optimizer,
@@ -150,7 +150,7 @@ def find_lr(
             restore,
             train=train,
             held_out=kept,
-            first=LONG_LOOKS,
+            first=MOST_LOOKS,
             loss=_with_model(loss),
             accumulation=accumulation_steps,
             scaler=scaler,
@@ -175,7 +175,7 @@ def lr_range(job: Job, progress: Progress = lambda step, steps: None) -> LrCurve
     run_steps = work.steps
     plan = Plan.create(run_steps, job.range_steps, refresh_of(work.optimizer))
     with quiet(), preserved(work.model, work.optimizer) as restore:
-        rig = WorkloadRig(work, moving, restore, LONG_LOOKS, job.range_on == "val")
+        rig = WorkloadRig(work, moving, restore, MOST_LOOKS, job.range_on == "val")
         if job.range_method == "quick":
             return _quick(rig, job.range_steps or STEPS, LOW, HIGH, moving.name, progress)
         return Search(rig, plan, followed, progress, axis=moving.name, start=start).run()

@@ -32,6 +32,8 @@ SHORT_STEP, LONG_STEP = 0.5, 0.3
 SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
 # Held-out batches that judge a run; a forward pass costs a third of a step.
 SHORT_LOOKS, LONG_LOOKS, LOOK = 4, 8, 1 / 3
+# Before a test gives up it looks at so many; these are never trained on in the first epoch.
+MOST_LOOKS = 32
 # A run within this share of the best one's gain is as good as the best.
 TOLERANCE = 0.05
 # Gains below so many standard errors are chance; a loss is lost so many deviations of a batch up.
@@ -199,7 +201,8 @@ class Search:
     def _answer(self, points: Points, top: float | None, long: list[Fork]) -> LrCurve:
         before, best = self.before, min(long, key=lambda fork: fork.loss)
         diverges_at = self._divergence(top)
-        if not learns(before, best.losses):
+        in_doubt = not learns(before, best.losses)
+        if in_doubt and not self._learns_after_all(best):
             gain = float(np.mean(before)) - best.loss
             reason = (
                 f"{self.plan.long} steps at the best rate lower the loss by {gain:.2g}, which is "
@@ -218,7 +221,7 @@ class Search:
         flags = {
             "boundary": not all(each.bracketed for each in optima),
             "no-divergence": diverges_at is None,
-            "noise-dominated": answer.sd > WIDE_SD,
+            "noise-dominated": in_doubt or answer.sd > WIDE_SD,
             "non-monotone": any(map(_is_wavy, self.forks.values())),
             "too-short": self.plan.long < LONG_ENOUGH,
         }
@@ -238,6 +241,14 @@ class Search:
                 optima=[(each.horizon, 10**each.log_lr) for each in optima],
             )
         )
+
+    def _learns_after_all(self, best: Fork) -> bool:
+        """Repeat the best run and judge it by more batches, unless it only lost."""
+        if self._is_lost(best):
+            return False
+        self.rig.reset()
+        before = self.rig.held_out(MOST_LOOKS)
+        return learns(before, self._fork(self.plan.long, best.log_lr, MOST_LOOKS).losses)
 
     def _divergence(self, top: float | None) -> float | None:
         """The lowest rate above a horizon's best whose run has lost all that can be gained."""
