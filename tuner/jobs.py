@@ -25,9 +25,7 @@ class Places:
 def job_of(spec: StudySpec, trial: Trial, places: Places) -> Job:
     """What a worker has to know to run a trial."""
     budget, ranging = spec.budget, trial.stage == "lr-range"
-    length: dict[str, Any] = (
-        {"max_steps": budget.lr_range_steps} if ranging else scaled_length(spec, trial.length)
-    )
+    length = scaled_length(spec, trial.length)
     return Job(
         id=str(trial.number),
         kind="lr_range" if ranging else "train",
@@ -39,6 +37,7 @@ def job_of(spec: StudySpec, trial: Trial, places: Places) -> Job:
         direction=spec.study.direction,
         evaluations=evaluations_of(spec, trial.length),
         stop_rules=trial.stop_rules,
+        range_steps=budget.lr_range_steps if ranging else None,
         micro_batch=trial.micro_batch,
         checkpoint=None if ranging else str(places.checkpoints / f"{trial.number}.pt"),
         checkpoint_seconds=spec.run.checkpoint_seconds,

@@ -67,17 +67,18 @@ class Shape:
         return self.drop > NOISE_LIMIT * self.smooth_noise
 
 
-def explosion(losses: Sequence[float]) -> int | None:
+def explosion(losses: Sequence[float], known_noise: float = 0.0) -> int | None:
     """Index from which the loss is lost for good: not finite, or all that was gained is gone.
 
     The limit is where the loss started plus its noise; half of the gain counts as gone already.
+    The noise is estimated from the first losses, and at least `known_noise`.
     """
     values = np.asarray(losses, dtype=np.float64)
     finite = np.isfinite(values)
     end = len(values) if finite.all() else int(np.argmin(finite))
     if end >= MIN_POINTS // 2:
         calm = _median3(values[:end])
-        start, noise = _level(values[:end])
+        start, noise = _level(values[:end], known_noise)
         best = np.minimum.accumulate(calm)
         limit = best + np.maximum(0.5 * (start - best), 0.0) + NOISE_LIMIT * noise
         above = calm > limit
@@ -87,13 +88,13 @@ def explosion(losses: Sequence[float]) -> int | None:
     return None if end == len(values) else end
 
 
-def shape(points: Points) -> Shape:
+def shape(points: Points, known_noise: float = 0.0) -> Shape:
     """Measure a curve of at least MIN_POINTS points before its explosion."""
     lrs, losses = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-    end = explosion(losses.tolist())
+    end = explosion(losses.tolist(), known_noise)
     diverges_at = None if end is None else float(lrs[end])
     lrs, losses = lrs[:end], losses[:end]
-    start, noise = _level(losses)
+    start, noise = _level(losses, known_noise)
     calm = _median3(losses)
     cap = start + max(start - float(calm.min()), NOISE_LIMIT * noise)
     smooth = _smoothed(np.log10(lrs), np.minimum(losses, cap))
@@ -113,13 +114,13 @@ def shape(points: Points) -> Shape:
     )
 
 
-def _level(losses: Array) -> tuple[float, float]:
+def _level(losses: Array, known_noise: float) -> tuple[float, float]:
     """Loss at the start and the noise of one batch, from the first third; robust to outliers."""
     head = losses[: max(5, len(losses) // 3)]
     steps = np.abs(np.diff(head))
     noise = float(np.median(steps)) / (0.6745 * math.sqrt(2)) if len(steps) else 0.0
     start = float(np.median(losses[: max(3, len(losses) // 8)]))
-    return start, max(noise, 1e-7 * abs(start), 1e-12)
+    return start, max(noise, known_noise, 1e-7 * abs(start), 1e-12)
 
 
 def _median3(values: Array) -> Array:
@@ -152,17 +153,17 @@ def suggest(points: Points) -> LrCurve:
     count = len(points) if usable is None else usable
     diverges_at = None if usable is None else points[usable][0]
     if count == 0:
-        return _refusal(points, diverges_at, "diverges-everywhere", "no step had a finite loss")
+        return refusal(points, diverges_at, "diverges-everywhere", "no step had a finite loss")
     if count < MIN_POINTS:
         reason = f"only {count} points before the loss explodes, {MIN_POINTS} are needed"
-        return _refusal(points, diverges_at, "too-short", reason)
+        return refusal(points, diverges_at, "too-short", reason)
     curve = shape(points)
     if not curve.learns:
         reason = (
             f"the loss falls by {curve.drop:.2g} and its noise is {curve.noise:.2g}: "
             "use a larger batch or more steps"
         )
-        return _refusal(points, diverges_at, "noise-dominated", reason)
+        return refusal(points, diverges_at, "noise-dominated", reason)
     onset, lowest = curve.lrs[curve.onset], curve.lrs[curve.lowest]
     between = onset ** (1 - ASCENT) * lowest**ASCENT
     ceiling = math.inf if diverges_at is None else diverges_at / SAFETY
@@ -180,13 +181,13 @@ def suggest(points: Points) -> LrCurve:
     )
 
 
-def starts_too_high(points: Points) -> bool:
+def starts_too_high(points: Points, known_noise: float = 0.0) -> bool:
     """Whether the loss falls or explodes before the learning rate was low enough to do nothing."""
     losses = [loss for _, loss in points]
-    end = explosion(losses)
+    end = explosion(losses, known_noise)
     if (len(losses) if end is None else end) < MIN_POINTS:
         return end is not None
-    curve = shape(points)
+    curve = shape(points, known_noise)
     return curve.learns and curve.falls_at_once
 
 
@@ -202,7 +203,8 @@ def _flags(curve: Shape) -> list[str]:
     return [flag for flag, is_so in found.items() if is_so]
 
 
-def _refusal(points: Points, diverges_at: float | None, flag: str, reason: str) -> LrCurve:
+def refusal(points: Points, diverges_at: float | None, flag: str, reason: str) -> LrCurve:
+    """No suggestion: one flag and the reason."""
     return LrCurve(
         points=_finite(points),
         suggested_lr=None,

@@ -1,184 +1,252 @@
-"""The learning-rate range test: raise the rate every batch, watch the loss, undo everything.
+"""Which learning rate to train with, how sure that is, and where training explodes.
 
-A coarse ramp over many decades finds where training explodes; a fine ramp over the decades below
-that gives the curve. So the answer does not depend on the range one starts with.
+`find_lr` works on plain PyTorch objects, `lr_range` on a task of the tuner. Both put everything
+back, bit by bit. The method is in `tuner.lr_search`, its reasons in docs/decisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import base64
+import contextlib
+import html
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tuner.data import to_device
+from optimizers.schedules import Schedule, create
 from tuner.errors import UsageError
-from tuner.lr_curve import MIN_POINTS, explosion, shape, starts_too_high, suggest
+from tuner.lr_axis import axis_of
+from tuner.lr_batches import Batches
+from tuner.lr_ramp import HIGH, LOW, STEPS, Points, climb, quick
+from tuner.lr_rigs import (
+    LoaderRig,
+    Rig,
+    WorkloadRig,
+    refresh_of,
+    require_loader,
+    schedule_of,
+)
+from tuner.lr_search import MOST_LOOKS, Plan, Progress, Search
 from tuner.records import Job, LrCurve
 from tuner.snapshot import preserved
 from tuner.workload import Workload
 
-Step = Callable[[float], float]
-Ramp = Callable[[Iterator[float]], list[tuple[float, float]]]
-Progress = Callable[[int, int], None]
+# The run that a suggestion is for, when nobody says: so many epochs, between these bounds.
+EPOCHS, FEWEST, MOST = 10, 300, 3000
+QUICK_CAVEAT = (
+    "a single ramp, which is cheap and often half a decade off for a whole run; "
+    "without quick there is an interval, too"
+)
 
-LOW, HIGH = 1e-8, 1e2
-# A ramp that has not exploded goes on to this rate; no useful one is higher.
-CEILING = 1e4
-STEPS = 150
-COARSE_SHARE = 1 / 3  # of the steps
-# Where the fine ramp runs, around the explosion of the coarse one.
-DECADES_BELOW, DECADES_ABOVE = 3.5, 0.5
-# A ramp that starts too high starts again this much lower, at most so often.
-LOWER, RESTARTS = 1e-3, 2
+
+class LrResult(LrCurve):
+    """The answer of `find_lr`: an `LrCurve` that draws itself."""
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw ramp, short runs, suggestion, interval and divergence; returns matplotlib axes."""
+        from tuner.compare.plots import lr_axes
+
+        return lr_axes({self.axis: self}, ax)
+
+    def __repr__(self) -> str:
+        return f"<{self.headline}; {self.reason}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, its reason and the picture."""
+        data = base64.b64encode(self._repr_png_()).decode()
+        return (
+            f"<b>{html.escape(self.headline)}</b><br>{html.escape(self.reason)}<br>"
+            f'<img alt="learning-rate range test" src="data:image/png;base64,{data}">'
+        )
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.plot().figure.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
 
 
 def find_lr(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     train_loader: Iterable[Any],
-    loss: Callable[[nn.Module, Any], Tensor],
+    loss: Callable[..., Tensor],
     *,
+    total_steps: int | None = None,
+    steps: int | None = None,
+    val_loader: Iterable[Any] | None = None,
+    schedule: Schedule | str | None = None,
+    accumulation_steps: int = 1,
+    scaler: Any = None,
+    amp_dtype: torch.dtype | None = None,
+    max_grad_norm: float | None = None,
+    axis: str | None = None,
+    quick: bool = False,
     low: float = LOW,
     high: float = HIGH,
-    steps: int = STEPS,
-) -> LrCurve:
-    """Range test of a model and optimizer as they are; both, and all random state, are put back.
+    progress: Progress = lambda step, steps: None,
+) -> LrResult:
+    """The peak learning rate for a run of `total_steps` optimizer steps, from short runs.
 
-    `loss(model, batch)` returns the mean loss of a batch. Learning rates of parameter groups keep
-    their ratios; a schedule inside the optimizer is switched off meanwhile. Rates from `low` to
-    `high` are tried in about `steps` batches; both ends move when they turn out too narrow.
+        result = find_lr(model, optimizer, train_loader, loss, total_steps=10_000)
+        result.suggested_lr, result.plot()
+
+    Model, optimizer, loaders, scaler and all random state are afterwards as they were, also after
+    an exception or Ctrl-C. Learning rates of parameter groups keep their ratios; the suggestion is
+    the first group's. Schedules, inside the optimizer or around it, do not move.
+
+    Args:
+        loss: `loss(model, batch)`, the mean loss of a batch; or a criterion such as
+            `nn.CrossEntropyLoss()` for batches of (inputs, targets).
+        total_steps: length of the run to come; by default the optimizer's own, else 10 epochs.
+        steps: what the test may cost, in optimizer steps; by default 1.45 runs, at most 2000.
+        val_loader: judges the short runs in place of held-out training batches.
+        schedule: of the run to come; by default the optimizer's own, else warm-up and cosine.
+        accumulation_steps: batches of one optimizer step.
+        scaler: a `GradScaler`, copied for every short run.
+        amp_dtype: train under autocast with this type.
+        max_grad_norm: clip the global gradient norm, as the run will.
+        axis: "lr", "adamw_lr" for muon's second rate, "d_coef" for Prodigy (its default).
+        quick: one classic ramp, without interval.
+        low, high: learning rates that the ramp begins with; both ends move when too narrow.
+        progress: called with (steps done, steps in all) after every step.
 
     Raises:
-        UsageError: a range or loader that cannot be used.
+        UsageError: an argument that cannot be used.
     """
-    if isinstance(train_loader, Iterator):
-        raise UsageError("train_loader can be read only once: pass a DataLoader or a list")
-    device = next((param.device for param in model.parameters()), torch.device("cpu"))
-
-    def ramp(lrs: Iterator[float]) -> list[tuple[float, float]]:
-        with preserved(model, optimizer, train_loader):
-            if hasattr(optimizer, "schedule"):
-                optimizer.schedule = None
-            set_lr = _lr_setter(optimizer)
-            batches = _endless(train_loader)
-            model.train()
-
-            def step(lr: float) -> float:
-                set_lr(lr)
-                optimizer.zero_grad(set_to_none=True)
-                value = loss(model, to_device(next(batches), device))
-                value.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                return float(value.item())
-
-            return climb(step, lrs)
-
-    return search(ramp, low, high, steps)
+    require_loader(train_loader)
+    if accumulation_steps < 1:
+        raise UsageError(f"accumulation_steps = {accumulation_steps}: expected at least 1")
+    for name, number in (("total_steps", total_steps), ("steps", steps)):
+        if number is not None and number < 1:
+            raise UsageError(f"{name} = {number}: expected at least 1")
+    if isinstance(schedule, str):
+        try:
+            schedule = create(schedule)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    run_steps = total_steps or _own_length(optimizer) or _assumed(train_loader, accumulation_steps)
+    plan = Plan.create(run_steps, steps, refresh_of(optimizer))
+    moving = axis_of(optimizer, axis)
+    followed, start = schedule_of(optimizer, schedule), moving.start
+    needed = MOST_LOOKS + accumulation_steps * plan.batches
+    with (
+        quiet(),
+        preserved(model, optimizer, train_loader, val_loader, scaler) as restore,
+        torch.enable_grad(),
+    ):
+        train = Batches(train_loader, "train_loader", needed)
+        kept = train if val_loader is None else Batches(val_loader, "val_loader", MOST_LOOKS)
+        rig = LoaderRig(
+            model,
+            optimizer,
+            moving,
+            restore,
+            train=train,
+            held_out=kept,
+            first=MOST_LOOKS,
+            loss=_with_model(loss),
+            accumulation=accumulation_steps,
+            scaler=scaler,
+            amp_dtype=amp_dtype,
+            max_grad_norm=max_grad_norm,
+        )
+        if quick:
+            curve = _quick(rig, steps or STEPS, low, high, moving.name, progress)
+        else:
+            curve = Search(rig, plan, followed, progress, low, high, moving.name, start).run()
+    return LrResult(**dict(curve))
 
 
 def lr_range(job: Job, progress: Progress = lambda step, steps: None) -> LrCurve:
-    """Range test of a job's configuration: about `job.max_steps` batches on fresh models.
+    """Range test of a job's configuration for a run of the job's length, on one fresh model.
 
-    `progress(step, steps)` is called after every batch; what it raises ends the test.
+    `progress(step, steps)` is called after every step; what it raises ends the test.
     """
-    steps = job.max_steps or STEPS
-    flat = job.configuration.model_copy(update={"schedule": "constant", "schedule_args": {}})
-    constant = job.model_copy(update={"configuration": flat, "max_steps": steps})
-    done = 0
+    work = Workload.create(_with_length(job))
+    moving = axis_of(work.optimizer, job.range_axis)
+    followed, start = schedule_of(work.optimizer), moving.start
+    run_steps = work.steps
+    plan = Plan.create(run_steps, job.range_steps, refresh_of(work.optimizer))
+    with quiet(), preserved(work.model, work.optimizer) as restore:
+        rig = WorkloadRig(work, moving, restore, MOST_LOOKS, job.range_on == "val")
+        if job.range_method == "quick":
+            return _quick(rig, job.range_steps or STEPS, LOW, HIGH, moving.name, progress)
+        return Search(rig, plan, followed, progress, axis=moving.name, start=start).run()
 
-    def ramp(lrs: Iterator[float]) -> list[tuple[float, float]]:
-        work = Workload.create(constant)
-        set_lr = _lr_setter(work.optimizer)
-        batches = work.batches()
+
+def _quick(rig: Rig, steps: int, low: float, high: float, axis: str, progress: Progress) -> LrCurve:
+    def ramp(lrs: Iterator[float]) -> Points:
+        rig.reset()
+        start = rig.steps
 
         def step(lr: float) -> float:
-            nonlocal done
-            set_lr(lr)
-            value = work.step(next(batches))
-            done += 1
-            progress(min(done, steps), steps)
-            return value
+            loss = rig.step(rig.steps - start, lr)
+            progress(min(rig.steps, steps), steps)
+            return loss
 
         return climb(step, lrs)
 
-    return search(ramp, LOW, HIGH, steps)
+    curve = quick(ramp, low, high, steps)
+    extra = {"axis": axis, "cost": float(rig.steps), "method": "quick"}
+    if curve.suggested_lr is not None:
+        extra["reason"] = f"{curve.reason}; {QUICK_CAVEAT}"
+    return curve.model_copy(update=extra)
 
 
-def search(ramp: Ramp, low: float, high: float, steps: int) -> LrCurve:
-    """Coarse ramp, fine ramp, suggestion; starts lower when a ramp starts where training moves.
-
-    Fewer than 36 steps are too few to see anything and become 36. Raises UsageError for an empty
-    range.
-    """
-    if not 0 < low < high:
-        raise UsageError(f"low = {low}, high = {high}: expected 0 < low < high")
-    steps = max(steps, 3 * MIN_POINTS)
-    coarse_steps = round(steps * COARSE_SHARE)
-    coarse = _from_low_enough(ramp, low, high, coarse_steps)
-    if explosion([loss for _, loss in coarse]) == 0:
-        return suggest(coarse)
-    top = _top(coarse)
-    bottom, above = top / 10**DECADES_BELOW, top * 10**DECADES_ABOVE
-    return suggest(_from_low_enough(ramp, bottom, above, steps - coarse_steps))
+def _with_length(job: Job) -> Job:
+    limits = (job.max_steps, job.max_epochs, job.max_examples)
+    if any(limit is not None for limit in limits):
+        return job
+    probe = Workload.create(job.model_copy(update={"max_steps": 1}))
+    epoch = max(1, probe.train_size // probe.batch_size)
+    return job.model_copy(update={"max_steps": _bounded(EPOCHS * epoch)})
 
 
-def _from_low_enough(ramp: Ramp, low: float, high: float, steps: int) -> list[tuple[float, float]]:
-    points = ramp(ladder(low, high, steps))
-    for _ in range(RESTARTS):
-        if not starts_too_high(points):
-            break
-        low *= LOWER
-        points = ramp(ladder(low, high, steps))
-    return points
+def _own_length(optimizer: torch.optim.Optimizer) -> int | None:
+    length = getattr(optimizer, "total_steps", None)
+    return length if isinstance(length, int) else None
 
 
-def _top(points: list[tuple[float, float]]) -> float:
-    """Where the coarse ramp explodes; without an explosion a decade above its lowest loss."""
-    end = explosion([loss for _, loss in points])
-    if end is not None:
-        return points[end][0]
-    curve = shape(points)
-    return 10 * float(curve.lrs[curve.lowest])
+def _assumed(loader: Iterable[Any], accumulation: int) -> int:
+    length = len(loader) if isinstance(loader, Sized) else MOST
+    return _bounded(EPOCHS * length // accumulation)
 
 
-def ladder(low: float, high: float, steps: int) -> Iterator[float]:
-    """Learning rates evenly on the log scale, `steps` from low to high, and on up to CEILING."""
-    ratio = (high / low) ** (1 / (steps - 1))
-    index = 0
-    while (lr := low * ratio**index) <= max(high, CEILING) * (1 + 1e-9):
-        yield lr
-        index += 1
+def _bounded(steps: int) -> int:
+    return min(max(steps, FEWEST), MOST)
 
 
-def climb(step: Step, lrs: Iterator[float]) -> list[tuple[float, float]]:
-    """Take one step at each learning rate until the loss has exploded."""
-    points: list[tuple[float, float]] = []
-    for lr in lrs:
-        points.append((lr, step(lr)))
-        if explosion([loss for _, loss in points]) is not None:
-            break
-    return points
+def _with_model(loss: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+    """`loss(model, batch)` of a criterion for pairs of inputs and targets."""
+    of_torch = getattr(loss, "__module__", "").startswith("torch.nn")
+    if isinstance(loss, nn.Module) or of_torch:
+        return partial(_criterion, loss)
+    return loss
 
 
-def _lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
-    """Sets the first group's learning rate, and the others' so that their ratios stay."""
-    base = float(optimizer.param_groups[0]["lr"]) or 1.0
-    ratios = [float(group["lr"]) / base for group in optimizer.param_groups]
-
-    def set_lr(lr: float) -> None:
-        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            group["lr"] = lr * ratio
-
-    return set_lr
+def _criterion(criterion: Callable[..., Tensor], model: nn.Module, batch: Any) -> Tensor:
+    try:
+        inputs, targets = batch
+    except (TypeError, ValueError):
+        message = "a criterion as loss needs batches of (inputs, targets): pass loss(model, batch)"
+        raise UsageError(message) from None
+    return criterion(model(inputs), targets)
 
 
-def _endless(loader: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        empty = True
-        for batch in loader:
-            empty = False
-            yield batch
-        if empty:
-            raise UsageError("train_loader is empty")
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Steps that are skipped because training explodes are what a range test looks for."""
+    logger = logging.getLogger("optimizers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

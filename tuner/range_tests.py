@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from socket import gethostname
-from typing import Any
+from typing import Any, Literal
 
 import optimizers
+import optimizers.wrappers
 from tuner.errors import TaskError, TunerError, UsageError
 from tuner.executors.base import Executor, Finished
 from tuner.records import Configuration, Failure, Job, LrCurve, Outcome, Study, Trial
@@ -22,18 +23,30 @@ class Request:
     Attributes:
         task: `package.module:function`, imported from `search_path` first.
         batch_size: in examples; the suggestion holds for this batch size.
-        steps: batches of a test, unless it has to extend its range.
+        steps: what a test may cost in optimizer steps; None for 1.45 runs, at most 2000 steps.
+        run_steps: length of the run that the answer is for; None for 10 epochs.
+        quick: one classic ramp instead of short runs.
+        on: "train" or "val": whose held-out loss judges the short runs.
+        axis: what is moved (`LrCurve.axis`); None for each optimizer's own.
+        schedule: what the short runs follow, as the run will.
     """
 
     task: str
     optimizers: tuple[str, ...]
     batch_size: int
-    steps: int
+    steps: int | None = None
+    run_steps: int | None = None
+    quick: bool = False
+    on: Literal["train", "val"] = "train"
+    axis: str | None = None
+    schedule: str = "warmup_cosine"
     seed: int = 0
     search_path: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.optimizers:
+            if name in optimizers.wrappers.WRAPPERS:
+                continue
             try:
                 optimizers.get_rule(name)
             except ValueError as error:
@@ -61,6 +74,11 @@ def study(request: Request, provenance: dict[str, Any]) -> Study:
             "optimizers": list(request.optimizers),
             "batch_size": request.batch_size,
             "steps": request.steps,
+            "run_steps": request.run_steps,
+            "quick": request.quick,
+            "on": request.on,
+            "axis": request.axis,
+            "schedule": request.schedule,
             "seed": request.seed,
         },
         created_at=now,
@@ -69,8 +87,14 @@ def study(request: Request, provenance: dict[str, Any]) -> Study:
     )
 
 
-def run(request: Request, executor: Executor) -> Iterator[Result]:
+def run(
+    request: Request,
+    executor: Executor,
+    moved: Callable[[str, int, int], None] = lambda name, step, steps: None,
+) -> Iterator[Result]:
     """Run the tests on an executor's slots; yields each as it finishes.
+
+    `moved(optimizer, step, steps)` is called a few times a second.
 
     Raises:
         TaskError: the user's code raised.
@@ -88,6 +112,8 @@ def run(request: Request, executor: Executor) -> Iterator[Result]:
         for event in executor.poll(timeout=0.5):
             if isinstance(event, Finished):
                 yield _result(running.pop(event.outcome.job_id), event.outcome)
+            else:
+                moved(running[event.job_id].arm, event.step, event.total_steps)
 
 
 def in_order(results: Sequence[Result]) -> list[Result]:
@@ -102,10 +128,22 @@ def _trial(request: Request, number: int, optimizer: str) -> Trial:
         stage="lr-range",
         seed=request.seed,
         params={"batch_size": request.batch_size},
-        configuration=Configuration(optimizer=optimizer, batch_size=request.batch_size),
+        configuration=_configuration(request, optimizer),
         host=gethostname(),
         started_at=datetime.now(UTC),
     )
+
+
+def _configuration(request: Request, name: str) -> Configuration:
+    """A rule alone, or a wrapper around SGD; a schedule-free rule keeps its learning rate."""
+    schedule = request.schedule
+    if name in optimizers.wrappers.WRAPPERS:
+        return Configuration(
+            optimizer="sgd", wrapper=name, schedule=schedule, batch_size=request.batch_size
+        )
+    if optimizers.get_rule(name).points is not None:
+        schedule = "constant"
+    return Configuration(optimizer=name, schedule=schedule, batch_size=request.batch_size)
 
 
 def _job(request: Request, trial: Trial) -> Job:
@@ -116,7 +154,11 @@ def _job(request: Request, trial: Trial) -> Job:
         search_path=request.search_path,
         configuration=trial.configuration,
         seed=trial.seed,
-        max_steps=request.steps,
+        max_steps=request.run_steps,
+        range_steps=request.steps,
+        range_method="quick" if request.quick else "forks",
+        range_axis=request.axis,
+        range_on=request.on,
     )
 
 
@@ -127,7 +169,7 @@ def _result(trial: Trial, outcome: Outcome) -> Result:
         update={
             "state": "completed",
             "value": outcome.value,
-            "steps": len(outcome.lr_curve.points),
+            "steps": round(outcome.lr_curve.cost),
             "wall_seconds": outcome.wall_seconds,
             "device": outcome.device,
             "finished_at": datetime.now(UTC),

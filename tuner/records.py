@@ -69,6 +69,10 @@ class Job(Record):
         max_steps: optimizer steps of the whole run; None with `max_epochs` or `max_examples`.
         evaluations: how many validation passes are spread evenly over the run, the last at its end.
         stop_rules: early stopping, fixed when the trial is planned so that a rerun is identical.
+        range_steps: what an LR range test may cost, in optimizer steps; None for its own choice.
+        range_method: "forks", or "quick" for a single ramp.
+        range_axis: what it moves (`LrCurve.axis`); None for the optimizer's own.
+        range_on: whose loss judges the short runs: held-out "train" batches, or "val".
         micro_batch: the largest batch that fits in memory; below `batch_size`: accumulation.
         checkpoint: a file that the run may resume from and saves to; None = no checkpoints.
         checkpoint_seconds: the shortest time between two checkpoints.
@@ -87,6 +91,10 @@ class Job(Record):
     max_examples: int | None = None
     evaluations: int = 10
     stop_rules: tuple[StopRule, ...] = ()
+    range_steps: int | None = None
+    range_method: Literal["forks", "quick"] = "forks"
+    range_axis: str | None = None
+    range_on: Literal["train", "val"] = "train"
     micro_batch: int | None = None
     checkpoint: str | None = None
     checkpoint_seconds: float = 30.0
@@ -107,17 +115,54 @@ class Evaluation(Record):
 class LrCurve(Record):
     """A learning-rate range test and what it suggests.
 
-    `points` are (learning rate, loss) pairs. Suggestion and bounds are None when the test refuses
-    to suggest; `flags` and `reason` say why.
+    Suggestion and bounds are None when the test refuses to suggest; `flags` and `reason` say why.
+
+    Attributes:
+        points: (learning rate, loss) of the ramp, one for each of its batches.
+        grid: (steps, learning rate, held-out loss) of the short runs; a diverged one is infinite.
+        optima: (steps, learning rate) that was best for runs of that length.
+        low, high: the search box handed to a study.
+        interval_low, interval_high: 80 % interval of the best peak learning rate.
+        safe_low, safe_high: rates whose runs lose little against the best one.
+        diverges_at: the lowest rate at which training was seen to explode.
+        axis: what was moved: "lr", "adamw_lr" of a rule with a partner, "d_coef" of Prodigy.
+        method: "forks", or "quick" for a single ramp.
+        run_steps: length of the run that the suggestion is for.
+        cost: what the test took, in optimizer steps (a forward pass alone is a third of one).
     """
 
     points: list[tuple[float, float]]
     suggested_lr: float | None
-    low: float | None  # lower end of the search box handed to a study
+    low: float | None
     high: float | None
     diverges_at: float | None
     flags: list[str] = []
     reason: str = ""
+    interval_low: float | None = None
+    interval_high: float | None = None
+    safe_low: float | None = None
+    safe_high: float | None = None
+    grid: list[tuple[int, float, float]] = []
+    optima: list[tuple[int, float]] = []
+    axis: str = "lr"
+    method: str = "quick"
+    run_steps: int | None = None
+    cost: float = 0.0
+
+    @property
+    def headline(self) -> str:
+        """The answer in one line, with its interval, search box and flags."""
+        if self.suggested_lr is None:
+            return f"no suggestion ({', '.join(self.flags)})"
+        name = "learning rate" if self.axis == "lr" else self.axis
+        parts = [f"suggested {name} {self.suggested_lr:.3g}"]
+        if self.interval_low is not None and self.interval_high is not None:
+            parts.append(f"80 % interval {self.interval_low:.2g} to {self.interval_high:.2g}")
+        if self.low is not None and self.high is not None:
+            parts.append(f"search {self.low:.2g} to {self.high:.2g}")
+        if self.flags:
+            parts.append(f"flags: {', '.join(self.flags)}")
+        return ", ".join(parts)
 
 
 class Outcome(Record):

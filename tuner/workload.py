@@ -227,6 +227,20 @@ class Workload:
                 weights += weight
         return {name: float(value) / weights for name, value in sums.items()}
 
+    @torch.no_grad()
+    def measure(self, indices: Tensor, *, val: bool = False) -> float:
+        """Mean loss of training or validation examples at the present point, mode as it is."""
+        size = min(self.micro_batch, self.val_batch) if val else self.micro_batch
+        total = weights = 0.0
+        for chunk in torch.split(indices, size):
+            with user_code("loading a batch raised"):
+                batch = (self.fetch_val if val else self.fetch_train)(chunk)
+                weight = self._weight(batch, chunk)
+            with user_code("the loss raised"):
+                total += self._loss(self._move(batch)).item() * weight
+            weights += weight
+        return total / weights
+
     def _measure(self, batch: Any) -> dict[str, Any]:
         metrics: Mapping[str, Any] = {}
         if self.task.metrics is not None:

@@ -11,7 +11,11 @@ from tuner.paths import Home
 from tuner.records import LrCurve
 from tuner.store.sql import open_store
 
-KEYS = ["optimizer", "suggested_lr", "low", "high", "diverges_at", "flags", "reason", "curve"]
+KEYS = [
+    *("optimizer", "suggested_lr", "low", "high", "diverges_at", "flags", "reason"),
+    *("interval_low", "interval_high", "safe_low", "safe_high", "axis", "method", "run_steps"),
+    *("cost", "curve", "runs", "optima"),
+]
 BROKEN = "def build():\n    raise ValueError('no data here')\n"
 
 

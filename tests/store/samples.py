@@ -78,6 +78,16 @@ def make_lr_curve(**changes: Any) -> LrCurve:
         "diverges_at": 0.1,
         "flags": ["noise-dominated"],
         "reason": "the loss falls fastest here",
+        "interval_low": 1e-4,
+        "interval_high": 9e-4,
+        "safe_low": 2e-4,
+        "safe_high": None,
+        "grid": [(12, 1e-4, 2.0), (75, 1e-3, INF)],
+        "optima": [(12, 1e-3), (75, 5e-4)],
+        "axis": "d_coef",
+        "method": "forks",
+        "run_steps": 300,
+        "cost": 412.5,
     }
     return LrCurve(**{**values, **changes})
 

@@ -1,119 +1,122 @@
 """The range test finds good rates on real problems, and leaves no trace."""
 
 import copy
+import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 import optimizers
 from tests.jobs import configuration, job
 from tuner import find_lr
 from tuner.errors import UsageError
-from tuner.lr_finder import HIGH, LOW, ladder, lr_range, search
+from tuner.lr_finder import lr_range
+from tuner.lr_rigs import take_step
+from tuner.records import LrCurve
 from tuner.seeding import rng_state, seed_everything
 
-STUDY_STEPS = 120
+LossOfBatch = Callable[[nn.Module, tiny.Batch], Tensor]
+RUN_STEPS = 150
 
 
 def digits(optimizer: str, **arguments: Any) -> dict[str, Any]:
     chosen = configuration(
-        optimizer=optimizer, optimizer_args={"lr": 1.0, **arguments}, batch_size=32
+        optimizer=optimizer,
+        optimizer_args={"lr": 1.0, **arguments},
+        schedule="warmup_cosine",
+        batch_size=32,
     )
-    return {"configuration": chosen, "search_path": (), "max_steps": STUDY_STEPS}
+    return {"configuration": chosen, "search_path": (), "max_steps": RUN_STEPS}
 
 
-# Half a decade around the rates with the lowest validation loss of 400-step runs with warm-up and
-# cosine decay (quarter-decade grid, two seeds); for Lion the short test is known to aim higher.
+# Half a decade around the rates with the lowest validation loss of whole runs (`benchmarks`).
 GOOD_RATES = {
     "sgd": (digits("sgd"), 0.1, 1.0),
-    "momentum": (digits("sgd", momentum=0.9), 0.03, 0.3),
-    "adamw": (digits("adamw"), 2e-3, 3e-2),
-    "lion": (digits("lion"), 5e-4, 6e-3),
+    "momentum": (digits("sgd", momentum=0.9), 0.05, 0.5),
+    "adamw": (digits("adamw"), 8e-3, 8e-2),
+    "lion": (digits("lion"), 2e-3, 3e-2),
 }
 
 
 @pytest.mark.parametrize("name", GOOD_RATES)
-@pytest.mark.parametrize("seed", range(2))
-def test_suggestions_on_digits_are_good_rates(name: str, seed: int) -> None:
+def test_suggestions_on_digits_are_good_rates(name: str) -> None:
     changes, low, high = GOOD_RATES[name]
-    curve = lr_range(job("studies.digits:build", seed=seed, **changes))
+    curve = lr_range(job("studies.digits:build", **changes))
     assert curve.suggested_lr is not None, curve.reason
     assert low < curve.suggested_lr < high
+    assert curve.interval_low is not None
+    assert curve.interval_high is not None
+    assert curve.interval_low < curve.suggested_lr < curve.interval_high
     assert curve.diverges_at is not None
-    assert curve.suggested_lr < curve.diverges_at / 2
+    assert curve.suggested_lr < curve.diverges_at / 1.5
+    assert (curve.method, curve.axis, curve.run_steps) == ("forks", "lr", RUN_STEPS)
+    assert curve.cost <= 1.6 * RUN_STEPS
 
 
 def test_the_same_job_gives_the_same_curve() -> None:
-    assert lr_range(job(max_steps=90)) == lr_range(job(max_steps=90))
+    assert lr_range(job(max_steps=60)) == lr_range(job(max_steps=60))
+
+
+def test_validation_examples_may_judge() -> None:
+    train, val = (lr_range(job(max_steps=60, range_on=on)) for on in ("train", "val"))
+    assert val.suggested_lr is not None, val.reason
+    assert train.points == val.points
+    assert [loss for *_, loss in train.grid] != [loss for *_, loss in val.grid]
+
+
+def test_accumulation_changes_rounding_only() -> None:
+    whole, pieces = (lr_range(job(max_steps=60, micro_batch=size)) for size in (None, 5))
+    assert pieces.suggested_lr == pytest.approx(whole.suggested_lr, rel=0.05)
 
 
 def test_a_negative_loss_is_no_obstacle() -> None:
-    curve = lr_range(job("tiny:regression", max_steps=120))
+    curve = lr_range(job("tiny:regression", max_steps=100))
     assert curve.suggested_lr is not None, curve.reason
-    assert all(loss < -4 for _, loss in curve.points[:20])
+    assert all(loss < -4 for _, loss in curve.points[:10])
 
 
 def test_a_loss_that_is_never_finite_is_reported() -> None:
     curve = lr_range(job("faulty:nan_loss", max_steps=60))
     assert curve.suggested_lr is None
-    assert curve.flags == ["too-short"]
-
-
-def test_progress_counts_to_the_number_of_steps() -> None:
-    seen: list[tuple[int, int]] = []
-    lr_range(job(max_steps=90), lambda step, steps: seen.append((step, steps)))
-    assert seen[0] == (1, 90)
-    assert all(step <= steps == 90 for step, steps in seen)
-    assert len(seen) < 150
-
-
-def test_the_ladder_is_even_and_goes_on() -> None:
-    rates = ladder(1e-4, 1e-1, 4)
-    assert [next(rates) for _ in range(5)] == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1.0])
-    assert max(ladder(LOW, HIGH, 50)) <= 1e4 * 1.01
-
-
-def ramp_of(
-    explodes: float, learns: float
-) -> Callable[[Iterator[float]], list[tuple[float, float]]]:
-    """A problem without noise, that learns from one rate on and explodes at another."""
-
-    def ramp(lrs: Iterator[float]) -> list[tuple[float, float]]:
-        points = []
-        for index, lr in enumerate(lrs):
-            noise = 1e-3 * (-1) ** index
-            points.append((lr, noise + (1.0 - 0.8 / (1 + (learns / lr) ** 2))))
-            if lr > explodes:
-                return [*points[:-1], (lr, float("nan"))]
-        return points
-
-    return ramp
-
-
-@pytest.mark.parametrize("explodes", [1e-9, 1e-7, 1e-3, 1.0, 300.0, 5e3])
-def test_the_range_moves_to_where_the_answer_is(explodes: float) -> None:
-    curve = search(ramp_of(explodes, explodes / 100), 1e-6, 1e-1, 120)
-    assert curve.suggested_lr is not None, curve.reason
-    assert explodes / 300 < curve.suggested_lr < explodes / 2.9
-    assert explodes <= (curve.diverges_at or 0) < explodes * 1.5
-
-
-def test_no_explosion_anywhere_is_said() -> None:
-    curve = search(ramp_of(1e9, 1e-3), LOW, HIGH, 120)
-    assert "no-divergence" in curve.flags
-    assert curve.suggested_lr is not None
-
-
-def test_an_explosion_everywhere_is_said() -> None:
-    curve = search(lambda lrs: [(next(lrs), float("nan"))], LOW, HIGH, 120)
     assert curve.flags == ["diverges-everywhere"]
-    assert curve.suggested_lr is None
+
+
+def test_progress_counts_to_the_budget() -> None:
+    seen: list[tuple[int, int]] = []
+    lr_range(job(max_steps=60), lambda step, steps: seen.append((step, steps)))
+    assert all(step <= steps == 87 for step, steps in seen)
+    assert len(seen) > 60
+
+
+def test_a_quick_test_says_what_it_is_worth() -> None:
+    curve = lr_range(job(max_steps=60, range_method="quick", range_steps=90))
+    assert curve.suggested_lr is not None
+    assert (curve.method, curve.interval_low, curve.grid) == ("quick", None, [])
+    assert "single ramp" in curve.reason
+    assert curve.cost < 150
+
+
+@pytest.mark.parametrize("optimizer", sorted(optimizers.names()))
+def test_every_rule_gets_an_answer(optimizer: str) -> None:
+    chosen = configuration(optimizer=optimizer, optimizer_args={})
+    curve = lr_range(job(configuration=chosen, max_steps=120))
+    assert curve.suggested_lr is not None, curve.reason
+    assert curve.axis == ("d_coef" if optimizer == "prodigy" else "lr")
+
+
+@pytest.mark.parametrize("wrapper", ["sam", "asam", "lookahead"])
+def test_every_wrapper_gets_an_answer(wrapper: str) -> None:
+    chosen = configuration(optimizer="sgd", wrapper=wrapper, optimizer_args={"momentum": 0.9})
+    curve = lr_range(job(configuration=chosen, max_steps=100))
+    assert curve.suggested_lr is not None, curve.reason
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
@@ -130,7 +133,28 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
         total_steps=100,
     ),
     "lion": lambda model: optimizers.create("lion", model, lr=1e-3, clip_norm=1.0),
+    "sam": lambda model: optimizers.create("sam", model, base="adamw", lr=1e-3),
+    "lookahead": lambda model: optimizers.create("lookahead", model, base="sgd", lr=0.1),
+    "schedulefree": lambda model: optimizers.create("schedulefree_adamw", model, lr=1e-3),
+    "prodigy": lambda model: optimizers.create("prodigy", model),
+    "muon": lambda model: optimizers.create("muon", model, lr=1e-2),
+    "soap": lambda model: optimizers.create("soap", model, lr=1e-3, precondition_frequency=3),
 }
+
+
+class Walk(Sampler[int]):
+    """Shuffles with a generator of its own and remembers how far it has come."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.position, self.random = size, 0, random.Random(5)
+
+    def __iter__(self) -> Iterator[int]:
+        for index in self.random.sample(range(self.size), self.size):
+            self.position += 1
+            yield index
+
+    def __len__(self) -> int:
+        return self.size
 
 
 class Setup:
@@ -142,12 +166,10 @@ class Setup:
             nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, 2)
         )
         self.model[1].register_buffer("own", torch.ones(2), persistent=False)
+        self.model[1].seen = 0
         self.optimizer = OPTIMIZERS[optimizer](self.model)
         self.loader = DataLoader(
-            tiny.points(203),
-            batch_size=16,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(1),
+            tiny.points(203), batch_size=16, sampler=Walk(203), generator=torch.Generator()
         )
         self.train(1)
         self.model[2].eval()
@@ -156,12 +178,20 @@ class Setup:
         losses = []
         for _ in range(epochs):
             for batch in self.loader:
-                self.optimizer.zero_grad()
-                loss = tiny.cross_entropy(self.model, batch)
-                loss.backward()
-                self.optimizer.step()
-                losses.append(loss.item())
+                self.count(batch)
+                losses.append(float(take_step(self.optimizer, partial(self.gradients, batch))))
         return losses
+
+    def gradients(self, batch: tiny.Batch) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = tiny.cross_entropy(self.model, batch)
+        loss.backward()
+        return loss.detach()
+
+    def count(self, batch: tiny.Batch) -> None:
+        """What only this model does in a step: a buffer is replaced, an attribute counts."""
+        self.model[1].own = self.model[1].own + 1
+        self.model[1].seen += len(batch[1])
 
     def state(self) -> dict[str, Any]:
         attributes = {
@@ -180,6 +210,8 @@ class Setup:
                 "attributes": attributes,
                 "rng": rng_state(),
                 "loader": self.loader.generator.get_state(),
+                "sampler": (self.loader.sampler.position, self.loader.sampler.random.getstate()),
+                "count": self.model[1].seen,
             }
         )
 
@@ -195,51 +227,82 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def fine(model: nn.Module, batch: tiny.Batch) -> Tensor:
-    return tiny.cross_entropy(model, batch) + 0.01 * torch.rand(())
-
-
-def failing(error: type[BaseException]) -> Callable[[nn.Module, tiny.Batch], Tensor]:
+def noisy(setup: Setup, fails: type[BaseException] | None = None, at: int = 0) -> LossOfBatch:
+    """A loss that draws random numbers of every kind, and may raise in one of its calls."""
     calls = 0
 
     def loss(model: nn.Module, batch: tiny.Batch) -> Tensor:
         nonlocal calls
         calls += 1
-        if calls == 20:
-            raise error
-        return fine(model, batch)
+        if fails is not None and calls == at:
+            raise fails
+        setup.count(batch)
+        chance = float(torch.rand(())) + random.random() + float(np.random.rand())
+        return tiny.cross_entropy(model, batch) + 0.01 * chance
 
     return loss
 
 
-ENDINGS: dict[str, Callable[[], Callable[[nn.Module, tiny.Batch], Tensor]]] = {
-    "fine": lambda: fine,
-    "exception": lambda: failing(ValueError),
-    "Ctrl-C": lambda: failing(KeyboardInterrupt),
+ENDINGS: dict[str, tuple[type[BaseException] | None, int]] = {
+    "fine": (None, 0),
+    "exception in the ramp": (ValueError, 20),
+    "exception in a short run": (ValueError, 70),
+    "Ctrl-C": (KeyboardInterrupt, 80),
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    ("optimizer", "ending"),
+    [(name, "fine") for name in OPTIMIZERS]
+    + [(name, ending) for ending in list(ENDINGS)[1:] for name in ("torch-adamw", "sam")],
+)
 def test_everything_is_put_back(optimizer: str, ending: str) -> None:
     setup, untouched = Setup(optimizer), Setup(optimizer)
     before = setup.state()
-    identities = [id(parameter) for parameter in setup.model.parameters()]
+    identities = [id(tensor) for tensor in (*setup.model.parameters(), *setup.model.buffers())]
     with suppress(ValueError, KeyboardInterrupt):
-        find_lr(setup.model, setup.optimizer, setup.loader, ENDINGS[ending](), steps=90)
+        loss = noisy(setup, *ENDINGS[ending])
+        find_lr(setup.model, setup.optimizer, setup.loader, loss, total_steps=60, steps=70)
     assert same(setup.state(), before)
-    assert [id(parameter) for parameter in setup.model.parameters()] == identities
-    seed_everything(7)
-    expected = untouched.train(2)
-    seed_everything(7)
-    assert setup.train(2) == expected
-    assert same(setup.state()["parameters"], untouched.state()["parameters"])
+    after = [id(tensor) for tensor in (*setup.model.parameters(), *setup.model.buffers())]
+    assert after == identities
+    assert setup.train(2) == untouched.train(2)
+    assert same(setup.state(), untouched.state())
+
+
+def test_a_scaler_is_put_back() -> None:
+    setup = Setup("torch-adamw")
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    before = scaler.state_dict()
+    curve = find_lr(
+        setup.model, setup.optimizer, setup.loader, noisy(setup), total_steps=60, steps=70,
+        scaler=scaler, amp_dtype=torch.bfloat16, max_grad_norm=1.0, accumulation_steps=2,
+    )  # fmt: skip
+    assert curve.points
+    assert scaler.state_dict() == before
+
+
+def test_hooks_can_still_be_removed() -> None:
+    setup = Setup("adamw")
+    calls: list[str] = []
+    handles = [
+        setup.model[0].register_forward_hook(lambda *_: calls.append("forward")),
+        setup.optimizer.register_step_post_hook(lambda *_: calls.append("step")),
+    ]
+    find_lr(setup.model, setup.optimizer, setup.loader, noisy(setup), total_steps=60, steps=50)
+    for handle in handles:
+        handle.remove()
+    calls.clear()
+    setup.train(1)
+    assert calls == []
 
 
 def test_a_fresh_model_is_put_back_too() -> None:
     model = tiny.network()
     optimizer = optimizers.create("adamw", model, lr=1e-3)
-    curve = find_lr(model, optimizer, DataLoader(tiny.points(64), 16), tiny.cross_entropy)
+    curve = find_lr(
+        model, optimizer, DataLoader(tiny.points(64), 16), nn.CrossEntropyLoss(), total_steps=60
+    )
     assert curve.suggested_lr is not None
     assert optimizer.state == {}
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -249,24 +312,75 @@ def test_a_fresh_model_is_put_back_too() -> None:
 def test_a_scheduler_on_top_is_not_moved() -> None:
     setup = Setup("torch-adamw")
     scheduler = torch.optim.lr_scheduler.StepLR(setup.optimizer, 1)
-    find_lr(setup.model, setup.optimizer, setup.loader, fine, steps=60)
+    find_lr(setup.model, setup.optimizer, setup.loader, noisy(setup), total_steps=60, steps=50)
     assert setup.optimizer.param_groups[0]["lr"] == 1e-3
     setup.train(1)
     scheduler.step()
     assert setup.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
 
 
-def test_ratios_of_parameter_groups_are_kept() -> None:
-    setup = Setup("torch-sgd")
+def rates_of(setup: Setup, **arguments: Any) -> tuple[LrCurve, list[list[float]]]:
+    """The learning rates of all groups at every loss of a range test."""
     seen: list[list[float]] = []
 
     def loss(model: nn.Module, batch: tiny.Batch) -> Tensor:
         seen.append([group["lr"] for group in setup.optimizer.param_groups])
-        return fine(model, batch)
+        return tiny.cross_entropy(model, batch)
 
-    find_lr(setup.model, setup.optimizer, setup.loader, loss, steps=60)
-    for rates in seen:
+    curve = find_lr(
+        setup.model, setup.optimizer, setup.loader, loss, total_steps=60, steps=50, **arguments
+    )
+    return curve, seen
+
+
+def test_ratios_of_parameter_groups_are_kept() -> None:
+    _, seen = rates_of(Setup("torch-sgd"))
+    for rates in seen[8:]:
         assert [rate / rates[0] for rate in rates] == pytest.approx(list(range(1, len(rates) + 1)))
+
+
+def test_muon_has_two_rates() -> None:
+    matrices, seen = rates_of(Setup("muon"))
+    assert matrices.axis == "lr"
+    # the second rate only follows the schedule
+    assert max(rates[-1] for rates in seen) == pytest.approx(3e-4)
+    assert max(rates[0] for rates in seen) > 1.0
+    others, seen = rates_of(Setup("muon"), axis="adamw_lr")
+    assert others.axis == "adamw_lr"
+    assert max(rates[0] for rates in seen) == pytest.approx(1e-2)
+    assert max(rates[-1] for rates in seen) > 1.0
+
+
+def test_prodigy_is_probed_by_its_coefficient() -> None:
+    curve, seen = rates_of(Setup("prodigy"))
+    assert curve.axis == "d_coef"
+    assert max(max(rates) for rates in seen) == 1.0
+
+
+def test_a_wrapped_schedule_is_switched_off() -> None:
+    model = tiny.network()
+    schedule = optimizers.schedules.create("linear")
+    optimizer = optimizers.create(
+        "sam", model, base="sgd", lr=1.0, schedule=schedule, total_steps=10
+    )
+    loader = DataLoader(tiny.points(64), 16)
+    curve = find_lr(model, optimizer, loader, tiny.cross_entropy, steps=60)
+    assert curve.run_steps == 10
+    assert optimizer.base.schedule is schedule
+    assert optimizer.param_groups[0]["schedule_step"] == 0
+
+
+def test_the_answer_draws_itself() -> None:
+    setup = Setup("torch-adamw")
+    result = find_lr(setup.model, setup.optimizer, setup.loader, tiny.cross_entropy, total_steps=60)
+    assert "suggested learning rate" in repr(result)
+    assert "80 % interval" in repr(result)
+    assert result.reason in result._repr_html_()
+    assert "data:image/png;base64," in result._repr_html_()
+    axes = result.plot()
+    assert axes.get_xlabel() == "learning rate"
+    assert len(axes.lines) > 3
+    assert result.plot(axes) is axes
 
 
 @pytest.mark.parametrize(
@@ -274,12 +388,18 @@ def test_ratios_of_parameter_groups_are_kept() -> None:
     [
         ({"train_loader": iter([1])}, "read only once"),
         ({"train_loader": []}, "train_loader is empty"),
+        ({"val_loader": []}, "val_loader is empty"),
         ({"low": 1.0, "high": 0.1}, "expected 0 < low < high"),
         ({"low": 0.0}, "expected 0 < low < high"),
+        ({"total_steps": 0}, "total_steps = 0"),
+        ({"accumulation_steps": 0}, "accumulation_steps = 0"),
+        ({"axis": "momentumm"}, "this optimizer has lr"),
+        ({"schedule": "cosin"}, "schedule 'cosin' is not known"),
+        ({"loss": nn.CrossEntropyLoss(), "train_loader": [torch.ones(3)]}, "inputs, targets"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
     setup = Setup("lion")
-    arguments = {"train_loader": setup.loader, "loss": fine, **changes}
+    arguments = {"train_loader": setup.loader, "loss": tiny.cross_entropy, **changes}
     with pytest.raises(UsageError, match=message):
         find_lr(setup.model, setup.optimizer, **arguments)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -33,11 +35,34 @@ if TYPE_CHECKING:
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option(
+    "--run-steps",
+    type=click.IntRange(min=1),
+    help="Length of the run that the answer is for, in optimizer steps.  [default: 10 epochs]",
+)
+@click.option(
+    "--schedule",
+    default="warmup_cosine",
+    show_default=True,
+    metavar="NAME",
+    help="Schedule of that run; schedule-free optimizers keep their rate.",
+)
+@click.option(
     "--steps",
     type=click.IntRange(min=20),
-    default=200,
+    help="What one test may cost, in optimizer steps.  [default: 1.45 runs, at most 2000]",
+)
+@click.option("--quick", is_flag=True, help="One classic ramp: cheap, without an interval.")
+@click.option(
+    "--on",
+    type=click.Choice(["train", "val"]),
+    default="train",
     show_default=True,
-    help="Batches of one test; more steps, less noise.",
+    help="Judge by held-out training batches or by validation batches.",
+)
+@click.option(
+    "--axis",
+    type=click.Choice(["lr", "adamw_lr", "d_coef"]),
+    help="What to move: lr, muon's adamw_lr, prodigy's d_coef.  [default: the optimizer's own]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -50,22 +75,29 @@ def lr_find(
     task: str,
     names: tuple[str, ...],
     batch_size: int,
-    steps: int,
+    run_steps: int | None,
+    schedule: str,
+    steps: int | None,
+    quick: bool,
+    on: Literal["train", "val"],
+    axis: str | None,
     seed: int,
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Run a learning-rate range test.
+    """Find the learning rate of a run, and how sure that is.
 
-    The learning rate rises exponentially with every batch until the loss explodes. The suggestion
-    lies well below that point; model and data are left as they were. TASK is importable from the
-    current directory or PYTHONPATH. The curves are stored in the database and in MLflow.
+    A ramp finds where training explodes; short runs below that, at two lengths and from the same
+    start, find the best peak rate, which is continued to the length of the run. The answer comes
+    with an 80 % interval, or it is refused with a reason. TASK is importable from the current
+    directory or PYTHONPATH. The curves are stored in the database and in MLflow.
 
     \b
     Examples:
       tuner lr-find studies.digits:build --optimizer adamw --optimizer sgd
-      tuner lr-find mytask:build --plot lr.png
-      tuner lr-find mytask:build --json
+      tuner lr-find mytask:build --run-steps 5000 --plot lr.png
+      tuner lr-find mytask:build --optimizer muon --axis adamw_lr
+      tuner lr-find mytask:build --quick --json
     """
     from tuner.range_tests import Request
 
@@ -76,6 +108,11 @@ def lr_find(
         optimizers=tuple(dict.fromkeys(names)),
         batch_size=batch_size,
         steps=steps,
+        run_steps=run_steps,
+        quick=quick,
+        on=on,
+        axis=axis,
+        schedule=schedule,
         seed=seed,
         search_path=(str(Path.cwd()),),
     )
@@ -100,7 +137,19 @@ def as_record(optimizer: str, curve: LrCurve) -> dict[str, Any]:
         "diverges_at": curve.diverges_at,
         "flags": curve.flags,
         "reason": curve.reason,
+        "interval_low": curve.interval_low,
+        "interval_high": curve.interval_high,
+        "safe_low": curve.safe_low,
+        "safe_high": curve.safe_high,
+        "axis": curve.axis,
+        "method": curve.method,
+        "run_steps": curve.run_steps,
+        "cost": curve.cost,
         "curve": [list(point) for point in curve.points],
+        "runs": [
+            [steps, lr, loss if math.isfinite(loss) else None] for steps, lr, loss in curve.grid
+        ],
+        "optima": [list(point) for point in curve.optima],
     }
 
 
@@ -114,12 +163,31 @@ def _run(context: Context, request: Request) -> list[Result]:
         executor = LocalExecutor(free, log_dir=context.home.logs)
         try:
             results = []
-            for result in run(request, executor):
-                note(f"{result.trial.arm}: {len(result.curve.points)} batches")
-                results.append(result)
+            with bars() as moved:
+                for result in run(request, executor, moved):
+                    note(f"{result.trial.arm}: {result.curve.cost:.0f} steps")
+                    results.append(result)
             return in_order(results)
         finally:
             executor.close()
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each optimizer on stderr; none when nobody looks."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    console = Console(stderr=True)
+    rows: dict[str, TaskID] = {}
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+
+        def moved(name: str, step: int, steps: int) -> None:
+            if name not in rows:
+                rows[name] = progress.add_task(name, total=steps)
+            progress.update(rows[name], completed=step, total=steps)
+
+        yield moved
 
 
 def _store(context: Context, request: Request, results: list[Result]) -> None:
@@ -162,13 +230,6 @@ def _show(curves: dict[str, LrCurve]) -> None:
     console = Console()
     click.echo(lr_curve_text(curves, width=min(console.width, 100), height=20))
     for name, curve in curves.items():
-        click.echo(f"\n{name}: {_headline(curve)}\n  {curve.reason}")
-        if curve.flags:
-            click.echo(f"  flags: {', '.join(curve.flags)}")
-
-
-def _headline(curve: LrCurve) -> str:
-    if curve.suggested_lr is None:
-        return "no suggestion"
-    box = f", search {curve.low:.3g} to {curve.high:.3g}" if curve.low and curve.high else ""
-    return f"suggested learning rate {curve.suggested_lr:.3g}{box}"
+        click.echo(f"\n{name}: {curve.headline}\n  {curve.reason}")
+        if curve.safe_low is not None and curve.safe_high is not None:
+            click.echo(f"  little is lost between {curve.safe_low:.2g} and {curve.safe_high:.2g}")

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tuner.compare import statistics as st
 from tuner.compare import wording
-from tuner.compare.scales import loss_limits, robust_limits
+from tuner.compare.scales import loss_limits, lr_lines, robust_limits
 from tuner.compare.verdicts import ArmResult, Comparison
 from tuner.records import Direction, LrCurve
 
@@ -268,32 +268,57 @@ def curves_figure(arms: Mapping[str, Runs], metric: str, direction: Direction) -
 
 
 def lr_curves_figure(curves: Mapping[str, LrCurve]) -> Figure:
-    """Range tests: loss, suggestion (circle), search box (bar), where it diverges (cross)."""
-    figure, (ax,) = _figure(4.0)
-    drawn = {n: [(x, y) for x, y in c.points if math.isfinite(y)] for n, c in curves.items()}
-    drawn = {name: points for name, points in drawn.items() if points}
+    """All range tests in one picture; see `lr_axes`."""
+    figure, (ax,) = _figure(4.4)
+    lr_axes(curves, ax)
+    _legend(figure, ax)
+    return figure
+
+
+def lr_axes(curves: Mapping[str, LrCurve], ax: Axes | None = None) -> Axes:
+    """Range tests on matplotlib axes, new ones if none are given; returns the axes.
+
+    The line with dots is the held-out loss of the longer runs, the dashed one of the shorter, the
+    faint one the ramp. A circle is the suggestion; below, a thick bar is its 80 % interval and a
+    thin one the search box; a cross is where training explodes.
+    """
+    if ax is None:
+        ax = _figure(4.4)[1][0]
+    drawn = {name: lr_lines(curve) for name, curve in curves.items()}
+    drawn = {name: lines for name, lines in drawn.items() if lines}
     if not drawn:
         _empty(ax, "no finite loss to draw")
-        return figure
-    low, high = loss_limits(list(drawn.values()))
+        return ax
+    low, high = loss_limits([line for lines in drawn.values() for line in lines])
+    room = 0.05 * (high - low) * len(drawn)
     ax.set_xscale("log")
-    ax.set_ylim(low, high)
-    for k, (name, points) in enumerate(drawn.items()):
-        curve, colour = curves[name], COLOURS[k % len(COLOURS)]
-        label = f"{name}: no suggestion"
-        lrs, losses = _xy(points)
+    ax.set_ylim(low - room, high)
+    for k, (name, lines) in enumerate(drawn.items()):
+        curve, style = curves[name], line_style(k)
+        colour = style["color"]
+        *shorter, longest = lines
+        for line, dashes in zip(shorter, ("-", "--")[-len(shorter) :], strict=False):
+            ax.plot(*_xy(line), lw=1.0, ls=dashes, color=colour, alpha=0.35)
+        lrs, losses = _xy(longest)
+        text = "no suggestion"
         if curve.suggested_lr is not None:
-            label = f"{name}: {wording.setting(curve.suggested_lr)}"
+            text = wording.setting(curve.suggested_lr)
             height = float(np.interp(math.log(curve.suggested_lr), np.log(lrs), losses))
             ax.plot([curve.suggested_lr], [min(height, high)], "o", color=colour, ms=9,
                     mec="white", zorder=5)  # fmt: skip
-        ax.plot(lrs, losses, lw=1.8, label=label, **line_style(k))
-        if curve.low and curve.high:
-            bar = low + (high - low) * (0.02 + 0.02 * k)
-            ax.plot([curve.low, curve.high], [bar, bar], color=colour, lw=3, alpha=0.6)
+        dots = "o" if curve.grid else None
+        ax.plot(lrs, losses, lw=1.8, marker=dots, ms=4, label=f"{name}: {text}", **style)
+        bar = low - 0.05 * (high - low) * (k + 0.2)
+        for left, right, width in (
+            (curve.low, curve.high, 1.0),
+            (curve.interval_low, curve.interval_high, 4.0),
+        ):
+            if left and right:
+                ax.plot([left, right], [bar, bar], color=colour, lw=width, alpha=0.7,
+                        marker="|", ms=6)  # fmt: skip
         if curve.diverges_at is not None:
             ax.plot([curve.diverges_at], [high], "x", color=colour, ms=9, mew=2.5,
                     clip_on=False, zorder=6)  # fmt: skip
-    _labels(ax, "learning rate", "training loss")
-    _legend(figure, ax)
-    return figure
+    forks = any(curve.grid for curve in curves.values())
+    _labels(ax, "learning rate", "held-out loss of short runs" if forks else "training loss")
+    return ax

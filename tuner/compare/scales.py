@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from tuner.records import Direction
+from tuner.records import Direction, LrCurve
 
 
 def loss_limits(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
@@ -19,6 +20,14 @@ def loss_limits(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float,
     lowest = min(y for points in curves for _, y in points)
     room = (start - lowest) or abs(start) or 1.0
     return lowest - 0.1 * room, start + 0.4 * room
+
+
+def lr_lines(curve: LrCurve) -> list[list[tuple[float, float]]]:
+    """The lines of a range test, finite parts of (learning rate, loss): ramp, short, long runs."""
+    horizons = sorted({horizon for horizon, _, _ in curve.grid})
+    of_runs = [[(x, y) for steps, x, y in curve.grid if steps == horizon] for horizon in horizons]
+    lines = [[(x, y) for x, y in line if math.isfinite(y)] for line in (curve.points, *of_runs)]
+    return [line for line in lines if line]
 
 
 def robust_limits(values: npt.ArrayLike, direction: Direction) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.compare import wording
-from tuner.compare.scales import loss_limits
+from tuner.compare.scales import loss_limits, lr_lines
 from tuner.compare.verdicts import Comparison
 from tuner.records import LrCurve
 
@@ -61,30 +61,41 @@ def comparison_table(comparison: Comparison, console_width: int = 100) -> Table:
 
 
 def lr_curve_text(curves: Mapping[str, LrCurve], width: int = 80, height: int = 20) -> str:
-    """Range-test curves in characters, without colour codes; suggestions are vertical lines.
+    """Range tests in characters, without colour codes; suggestions are vertical lines.
 
-    The loss axis ends a little above the starting loss, so that an explosion does not flatten
-    what matters. `width` and `height` are in characters.
+    Drawn are the longest runs, or the ramp of a quick test; at the bottom lie the 80 % intervals,
+    at the top an "x" where training explodes. The loss axis ends a little above the starting loss,
+    so that an explosion does not flatten what matters. `width` and `height` are in characters.
     """
     import plotext
 
-    drawn = {n: [(x, y) for x, y in c.points if math.isfinite(y)] for n, c in curves.items()}
-    drawn = {name: points for name, points in drawn.items() if points}
+    drawn = {name: lr_lines(curve) for name, curve in curves.items()}
+    drawn = {name: lines for name, lines in drawn.items() if lines}
     if not drawn:
         return "no curve to draw: no finite loss"
-    low, high = loss_limits(list(drawn.values()))
+    low, high = loss_limits([line for lines in drawn.values() for line in lines])
+    low -= 0.06 * (high - low) * len(drawn)
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plotsize(max(width, _SMALLEST_PLOT[0]), max(height, _SMALLEST_PLOT[1]))
-    for k, points in enumerate(drawn.values()):
-        kept = [(math.log10(x), y) for x, y in points if y <= high]
-        marker = _MARKERS[k % len(_MARKERS)]
+    seen: list[float] = []
+    for k, (name, lines) in enumerate(drawn.items()):
+        curve, marker = curves[name], _MARKERS[k % len(_MARKERS)]
+        kept = [(math.log10(x), y) for x, y in lines[-1] if y <= high]
         plotext.plot([x for x, _ in kept], [y for _, y in kept], marker=marker)
+        seen += [x for x, _ in kept]
+        if curve.interval_low and curve.interval_high:
+            ends = [math.log10(curve.interval_low), math.log10(curve.interval_high)]
+            row = low + (high - low) * 0.05 * (k + 0.5)
+            plotext.plot(ends, [row, row], marker=marker)
+            seen += ends
+        if curve.diverges_at is not None and curve.grid:
+            plotext.scatter([math.log10(curve.diverges_at)], [high], marker="x")
+            seen.append(math.log10(curve.diverges_at))
     for name in drawn:
         if suggested := curves[name].suggested_lr:
             plotext.vline(math.log10(suggested))
-    decades = [math.log10(x) for points in drawn.values() for x, _ in points]
-    ticks = list(range(math.ceil(min(decades)), math.floor(max(decades)) + 1))
+    ticks = list(range(math.floor(min(seen)), math.ceil(max(seen)) + 1))
     plotext.xticks(ticks, [f"1e{t}" for t in ticks])
     plotext.ylim(low, high)
     plotext.xlabel("learning rate")

@@ -266,6 +266,16 @@ class LrCurveRow(Base):
     diverges_at: Mapped[float | None]
     flags: Mapped[Json]
     reason: Mapped[str]
+    interval_low: Mapped[float | None]
+    interval_high: Mapped[float | None]
+    safe_low: Mapped[float | None]
+    safe_high: Mapped[float | None]
+    grid: Mapped[Json]
+    optima: Mapped[Json]
+    axis: Mapped[str]
+    method: Mapped[str]
+    run_steps: Mapped[int | None]
+    cost: Mapped[float]
 
 
 class LeaseRow(Base):

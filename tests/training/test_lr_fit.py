@@ -1,0 +1,104 @@
+"""From losses of short runs to a rate and its uncertainty, on losses whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuner.lr_fit import (
+    SLOPE,
+    UNBRACKETED_SD,
+    Optimum,
+    extrapolate,
+    improvement,
+    locate,
+    lowest,
+    vertex,
+)
+
+
+@given(centre=st.floats(-0.3, 0.3), factor=st.floats(1e-3, 1e3), shift=st.floats(-100, 100))
+def test_the_vertex_of_a_parabola_is_found(centre: float, factor: float, shift: float) -> None:
+    xs = (-1.0, 0.0, 1.0)
+    ys = [factor * (x - centre) ** 2 + shift for x in xs]
+    assert vertex(xs, ys) == pytest.approx(centre, abs=1e-3)
+
+
+def test_a_cliff_moves_the_vertex_no_further_than_its_cut() -> None:
+    assert vertex((-1, 0, 1), (1.0, 0.0, 5.0)) == vertex((-1, 0, 1), (1.0, 0.0, math.inf))
+    assert -0.5 < vertex((-1, 0, 1), (1.0, 0.0, math.inf)) < 0
+
+
+def test_equal_losses_have_their_middle() -> None:
+    assert vertex((-1, 0, 1), (2.0, 2.0, 2.0)) == 0
+
+
+def test_a_lowest_loss_at_the_end_is_not_bracketed() -> None:
+    assert lowest((0.0, 1.0, 2.0), (3.0, 2.0, 1.0)) == (2.0, False)
+    assert lowest((0.0, 1.0, 2.0), (1.0, 2.0, 3.0)) == (0.0, False)
+
+
+def losses(noise: float, batches: int = 8, seed: int = 0) -> tuple[list[float], np.ndarray]:
+    """A valley at -0.2 with noise that differs between rates, on top of noise that does not."""
+    rng = np.random.default_rng(seed)
+    xs = [-0.9, -0.6, -0.3, 0.0, 0.3]
+    common = rng.standard_normal(batches)
+    rows = [(x + 0.2) ** 2 + common + noise * rng.standard_normal(batches) for x in xs]
+    return xs, np.array(rows)
+
+
+def test_common_noise_of_the_batches_does_not_matter() -> None:
+    found = locate(75, *losses(0.0))
+    assert found.log_lr == pytest.approx(-0.2, abs=1e-6)
+    assert found.bracketed
+
+
+def test_noise_widens_the_uncertainty() -> None:
+    quiet, loud = locate(75, *losses(0.01)), locate(75, *losses(1.5))
+    assert quiet.sd < 0.2 < loud.sd
+    assert locate(75, [0.0, 0.5], np.array([[2.0, 2.0], [1.0, 1.0]])).sd == UNBRACKETED_SD
+
+
+def optima(slope: float, short: int = 12, long: int = 75, sd: float = 0.15) -> list[Optimum]:
+    """The best rate of a run of 300 steps is 1e-2."""
+    rates = [-2 + slope * math.log10(horizon / 300) for horizon in (short, long)]
+    return [Optimum(h, x, sd, True) for h, x in zip((short, long), rates, strict=True)]
+
+
+@settings(deadline=None)
+@given(slope=st.floats(-0.9, 0.1))
+def test_the_bias_of_short_runs_is_measured_and_corrected(slope: float) -> None:
+    exact = extrapolate(optima(slope, sd=0.001), 300)
+    assert exact.log_lr == pytest.approx(-2, abs=0.15)
+    noisy = extrapolate(optima(slope), 300)
+    assert abs(noisy.slope - SLOPE) <= abs(slope - SLOPE) + 1e-9  # shrunk towards the usual
+    assert noisy.interval[0] < -2 < noisy.interval[1]
+
+
+def test_longer_runs_are_less_certain() -> None:
+    found = optima(-0.4)
+    deviations = [extrapolate(found, steps).sd for steps in (75, 300, 3000, 100_000)]
+    assert deviations == sorted(deviations)
+    assert deviations[-1] > 2 * deviations[0]
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        slope = rng.normal(SLOPE, 0.3)
+        rows = [
+            Optimum(h, slope * math.log10(h / 300) + rng.normal(0, 0.15), 0.15, True)
+            for h in (12, 75)
+        ]
+        below, above = extrapolate(rows, 300).interval
+        held += below < 0 < above
+    assert 0.77 < held / 400 < 0.92
+
+
+def test_improvements_are_paired_by_batch() -> None:
+    before = np.array([1.0, 2.0, 3.0, 4.0])
+    fall, error = improvement(before, before - 0.5)
+    assert (fall, error) == (0.5, 0.0)

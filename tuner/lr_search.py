@@ -1,0 +1,345 @@
+"""The range test: a ramp finds the range, short runs at two horizons find the rate.
+
+Every short run is the whole run in miniature: the same start, its schedule rescaled to its few
+steps, and a loss measured on common held-out batches. Nothing here knows what is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from optimizers.schedules import Schedule
+from tuner import lr_fit
+from tuner.lr_curve import MIN_POINTS, explosion, refusal, shape
+from tuner.lr_ramp import HIGH, LOW, Points, coarse
+from tuner.lr_rigs import Rig
+from tuner.records import LrCurve
+
+Progress = Callable[[int, int], None]
+
+# A test costs this share of the run that it is for, and no more than BUDGET steps.
+SHARE, BUDGET = 1.45, 2000
+# Of the budget: the longer horizon takes three or four runs of this share.
+LONG_SHARE, SHORT_OF_LONG = 0.172, 0.16
+RAMP_SHARE, RAMP_STEPS = 0.09, (36, 60)
+SHORTEST, LONG_ENOUGH = 4, 12
+# Decades between neighbouring runs.
+SHORT_STEP, LONG_STEP = 0.5, 0.3
+SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
+# Held-out batches that judge a run; a forward pass costs a third of a step.
+SHORT_LOOKS, LONG_LOOKS, LOOK = 4, 8, 1 / 3
+# Before a test gives up it looks at so many; these are never trained on in the first epoch.
+MOST_LOOKS = 32
+# A run within this share of the best one's gain is as good as the best.
+TOLERANCE = 0.05
+# Gains below so many standard errors are chance; a loss is lost so many deviations of a batch up.
+SIGNIFICANT, LOST = 2.0, 3.0
+# The search box around the suggestion: a study also moves what was fixed here.
+BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
+WIDE_SD = 0.5  # decades
+# Share of a short run that its warm-up may take.
+MOST_WARMUP = 0.3
+# Steps at rate zero before the snapshot that all runs start from, so that moments are warm.
+WARM = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps a test takes where; `run_steps` is the run that it is for."""
+
+    run_steps: int
+    budget: int
+    ramp: int
+    short: int
+    long: int
+
+    @classmethod
+    def create(cls, run_steps: int, budget: int | None = None, refresh: int = 1) -> Plan:
+        """Horizons that fit the budget, each long enough for two refreshes of the rule."""
+        budget = budget or min(round(SHARE * run_steps), BUDGET)
+        long = max(round(LONG_SHARE * budget), 2 * SHORTEST)
+        short = max(round(SHORT_OF_LONG * long), SHORTEST, 2 * refresh if refresh > 1 else 0)
+        ramp = min(max(round(RAMP_SHARE * budget), RAMP_STEPS[0]), RAMP_STEPS[1])
+        return cls(run_steps, budget, ramp, short, max(long, 2 * short))
+
+    @property
+    def batches(self) -> int:
+        """Training batches that the longest run sees."""
+        return max(self.long, self.ramp)
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A short run: `losses` of the held-out batches, infinite when it diverged."""
+
+    log_lr: float
+    losses: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return float(np.mean(self.losses))
+
+
+@dataclass
+class Search:
+    """One range test of a rig."""
+
+    rig: Rig
+    plan: Plan
+    schedule: Schedule
+    progress: Progress = lambda step, steps: None
+    low: float = LOW
+    high: float = HIGH
+    axis: str = "lr"
+    start: float | None = None  # where to look first; None to ask the ramp
+    before: list[float] = field(default_factory=list)
+    noise: float = 0.0
+    forks: dict[int, list[Fork]] = field(default_factory=dict)
+
+    def run(self) -> LrCurve:
+        """Ramp, short runs, longer runs, answer; or a refusal that says why."""
+        self.rig.reset()
+        self.before = self.rig.held_out(LONG_LOOKS)
+        if np.isfinite(self.before).all() and self.start is None:
+            self.rig.warm(WARM)
+        self.noise = float(np.std(self.before)) if np.isfinite(self.before).all() else 0.0
+        points = coarse(self._ramp, self.low, self.high, self.plan.ramp, self.noise)
+        usable = explosion([loss for _, loss in points], self.noise)
+        top = None if usable is None else points[usable][0]
+        if not np.isfinite(self.before).all() or usable == 0 or (usable is not None and usable < 3):
+            reason = "no learning rate gives a finite loss: it explodes at every rate tried"
+            return self._told(refusal(points, top, "diverges-everywhere", reason))
+        start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
+        short = self._bracket(self.plan.short, start, SHORT_STEP, SHORT_RUNS, SHORT_LOOKS)
+        first = self._locate(self.plan.short)
+        shift = lr_fit.SLOPE * math.log10(self.plan.long / self.plan.short)
+        rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * LONG_LOOKS)
+        most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
+        long = self._bracket(self.plan.long, first.log_lr + shift, LONG_STEP, most, LONG_LOOKS)
+        learned = any(learns(self.before, fork.losses) for fork in short)
+        if all(map(self._is_lost, long)) and not learned:
+            reason = "every short run explodes, whatever its learning rate"
+            return self._told(refusal(points, top, "diverges-everywhere", reason))
+        return self._answer(points, top, long)
+
+    @property
+    def cost(self) -> float:
+        """Steps so far, forward passes counted as thirds."""
+        return self.rig.steps + LOOK * self.rig.looks
+
+    def _ramp(self, lrs: Iterator[float]) -> Points:
+        self.rig.reset()
+        points: Points = []
+        for index, lr in enumerate(lrs):
+            points.append((lr, self.rig.step(index, lr)))
+            self._tick()
+            if explosion([loss for _, loss in points], self.noise) is not None:
+                break
+        return points
+
+    def _bracket(
+        self, horizon: int, start: float, step: float, most: int, looks: int
+    ) -> list[Fork]:
+        """Runs around `start`, on towards lower losses until the best one has worse neighbours.
+
+        Upwards first, because a run that diverges ends early.
+        """
+        tried: dict[int, Fork] = {}
+        k: int | None = 0
+        while k is not None and len(tried) < most:
+            tried[k] = self._fork(horizon, start + k * step, looks)
+            self.forks[horizon] = [tried[each] for each in sorted(tried)]
+            k = self._next(horizon, tried)
+        return self.forks[horizon]
+
+    def _next(self, horizon: int, tried: dict[int, Fork]) -> int | None:
+        """Where to look next; None when the best run has a worse one on either side."""
+        alive = [k for k, fork in tried.items() if self._is_alive(horizon, fork)]
+        if not alive:
+            too_low = horizon == self.plan.short and not self._is_lost(tried[max(tried)])
+            return max(tried) + 1 if too_low else min(tried) - 1
+        best = min(alive, key=lambda k: tried[k].loss)
+        return next((k for k in (best + 1, best - 1) if k not in tried), None)
+
+    def _is_alive(self, horizon: int, fork: Fork) -> bool:
+        """Whether a run learns; a longer one has to do better than the best of the shorter ones."""
+        if horizon == self.plan.short:
+            return learns(self.before, fork.losses)
+        return fork.loss < min(each.loss for each in self.forks[self.plan.short])
+
+    def _is_lost(self, fork: Fork) -> bool:
+        """Whether a run ends above its start by more than one batch differs from another."""
+        start = float(np.mean(self.before))
+        return not fork.loss <= start + LOST * max(self.noise, 1e-6 * abs(start))
+
+    def _fork(self, horizon: int, log_lr: float, looks: int) -> Fork:
+        self.rig.reset()
+        schedule = miniature(self.schedule, horizon, self.plan.run_steps)
+        for step in range(horizon):
+            loss = self.rig.step(step, 10**log_lr, schedule.factor(step, horizon))
+            self._tick()
+            if not math.isfinite(loss):
+                return Fork(log_lr, (math.inf,) * looks)
+        losses = self.rig.held_out(looks)
+        return Fork(log_lr, tuple(losses) if np.isfinite(losses).all() else (math.inf,) * looks)
+
+    def _locate(self, horizon: int) -> lr_fit.Optimum:
+        forks = self.forks[horizon]
+        return lr_fit.locate(
+            horizon, [f.log_lr for f in forks], np.array([f.losses for f in forks])
+        )
+
+    def _tick(self) -> None:
+        done = math.ceil(self.cost)
+        self.progress(min(done, self.plan.budget), self.plan.budget)
+
+    def _answer(self, points: Points, top: float | None, long: list[Fork]) -> LrCurve:
+        before, best = self.before, min(long, key=lambda fork: fork.loss)
+        diverges_at = self._divergence(top)
+        in_doubt = not learns(before, best.losses)
+        if in_doubt and not self._learns_after_all(best):
+            gain = float(np.mean(before)) - best.loss
+            reason = (
+                f"{self.plan.long} steps at the best rate lower the loss by {gain:.2g}, which is "
+                "chance: use larger batches or a longer test"
+            )
+            return self._told(refusal(points, diverges_at, "noise-dominated", reason))
+        optima = [self._locate(horizon) for horizon in sorted(self.forks)]
+        if not optima[-1].bracketed and not optima[0].bracketed:
+            reason = "the loss goes on falling to the end of the rates tried: give a wider range"
+            return self._told(refusal(points, diverges_at, "boundary", reason))
+        answer = lr_fit.extrapolate(optima, self.plan.run_steps)
+        below, above = answer.interval
+        lr, interval = 10**answer.log_lr, (10**below, 10**above)
+        limit = math.inf if diverges_at is None else diverges_at / BELOW_DIVERGENCE
+        safe = _safe(long, before, answer.log_lr - optima[-1].log_lr)
+        flags = {
+            "boundary": not all(each.bracketed for each in optima),
+            "no-divergence": diverges_at is None,
+            "noise-dominated": in_doubt or answer.sd > WIDE_SD,
+            "non-monotone": any(map(_is_wavy, self.forks.values())),
+            "too-short": self.plan.long < LONG_ENOUGH,
+        }
+        return self._told(
+            LrCurve(
+                points=_finite(points),
+                suggested_lr=lr,
+                low=min(lr / BOX_BELOW, interval[0]),
+                high=max(min(lr * BOX_ABOVE, limit), min(interval[1], limit), 1.01 * lr),
+                diverges_at=diverges_at,
+                flags=[flag for flag, is_so in flags.items() if is_so],
+                reason=self._reason(optima, diverges_at),
+                interval_low=interval[0],
+                interval_high=interval[1],
+                safe_low=min(safe[0], lr),
+                safe_high=max(min(safe[1], limit), lr),
+                optima=[(each.horizon, 10**each.log_lr) for each in optima],
+            )
+        )
+
+    def _learns_after_all(self, best: Fork) -> bool:
+        """Repeat the best run and judge it by more batches, unless it only lost."""
+        if self._is_lost(best):
+            return False
+        self.rig.reset()
+        before = self.rig.held_out(MOST_LOOKS)
+        return learns(before, self._fork(self.plan.long, best.log_lr, MOST_LOOKS).losses)
+
+    def _divergence(self, top: float | None) -> float | None:
+        """The lowest rate above a horizon's best whose run has lost all that can be gained."""
+        lost = [] if top is None else [top]
+        for forks in self.forks.values():
+            best = min(forks, key=lambda fork: fork.loss)
+            higher = [fork for fork in forks if fork.log_lr > best.log_lr]
+            lost += [10**fork.log_lr for fork in higher if self._is_lost(fork)]
+        return min(lost, default=None)
+
+    def _reason(self, optima: list[lr_fit.Optimum], diverges_at: float | None) -> str:
+        seen = " and ".join(f"{10**o.log_lr:.2g} for {o.horizon}" for o in optima)
+        end = (
+            "no rate exploded" if diverges_at is None else f"training explodes at {diverges_at:.2g}"
+        )
+        return f"the best rate is {seen} steps, continued to {self.plan.run_steps}; {end}"
+
+    def _told(self, curve: LrCurve) -> LrCurve:
+        grid = [
+            (horizon, 10**fork.log_lr, fork.loss)
+            for horizon, forks in sorted(self.forks.items())
+            for fork in forks
+        ]
+        extra = {
+            "grid": grid,
+            "axis": self.axis,
+            "method": "forks",
+            "run_steps": self.plan.run_steps,
+            "cost": round(self.cost, 1),
+        }
+        return curve.model_copy(update=extra)
+
+
+def miniature(schedule: Schedule, horizon: int, run_steps: int) -> Schedule:
+    """The schedule of a short run: the whole run's warm-up in steps, as far as it fits.
+
+    How high a rate training survives depends on the number of warm-up steps, not on their share.
+    """
+    if not schedule.warmup:
+        return schedule
+    return replace(schedule, warmup=min(MOST_WARMUP, schedule.warmup * run_steps / horizon))
+
+
+def _start(points: Points, top: float | None, noise: float) -> float:
+    """Where to look first, in log10: the lowest loss of the ramp, well below the explosion."""
+    usable = explosion([loss for _, loss in points], noise)
+    if (len(points) if usable is None else usable) < MIN_POINTS:
+        return math.log10(points[usable or 0][0]) - 1.0
+    curve = shape(points, noise)
+    if not curve.learns and top is not None:
+        return math.log10(top) - 1.0
+    lowest = math.log10(curve.lrs[int(np.argmin(curve.smooth))])
+    return lowest if top is None else min(lowest, math.log10(top) - SHORT_STEP)
+
+
+def learns(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether common batches fell by more than chance."""
+    if math.isinf(before[0]) or math.isinf(after[0]):
+        return math.isinf(before[0]) and not math.isinf(after[0])
+    count = min(len(before), len(after))
+    fall, error = lr_fit.improvement(np.asarray(before[:count]), np.asarray(after[:count]))
+    everywhere = count >= 6 and all(b > a for b, a in zip(before, after, strict=False))
+    return fall > 0 and (fall > SIGNIFICANT * error or everywhere)
+
+
+def _is_wavy(forks: list[Fork]) -> bool:
+    """Whether the loss rises on its way down to the best rate."""
+    losses = [fork.loss for fork in forks if math.isfinite(fork.loss)]
+    falling = np.array(losses[: int(np.argmin(losses)) + 1]) if losses else np.zeros(1)
+    rise = float(np.max(falling - np.minimum.accumulate(falling)))
+    return rise > 0.1 * float(falling[0] - falling[-1])
+
+
+def _safe(forks: list[Fork], before: list[float], shift: float) -> tuple[float, float]:
+    """Rates around the best one within TOLERANCE of its gain, moved to the length of the run."""
+    xs = np.array([fork.log_lr for fork in forks])
+    ys = np.array([min(fork.loss, 1e300) for fork in forks])
+    best = int(np.argmin(ys))
+    limit = ys[best] + TOLERANCE * abs(float(np.mean(before)) - ys[best])
+
+    def reach(step: int) -> float:
+        k = best
+        while 0 <= k + step < len(xs) and ys[k + step] <= limit:
+            k += step
+        if not 0 <= k + step < len(xs):
+            return float(xs[k])
+        share = (limit - ys[k]) / (ys[k + step] - ys[k])
+        return float(xs[k] + share * (xs[k + step] - xs[k]))
+
+    return 10 ** (reach(-1) + shift), 10 ** (reach(1) + shift)
+
+
+def _finite(points: Points) -> Points:
+    return [(lr, loss) for lr, loss in points if math.isfinite(loss)]
