@@ -372,7 +372,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # hooks, and the step that an LR scheduler has wrapped, belong to this object alone
-        own = {key for key in self.__dict__ if key.endswith("_hooks")} | {"step", "_zeros", "_planner"}
+        own = {key for key in self.__dict__ if key.endswith("_hooks")} | {
+            "step",
+            "_zeros",
+            "_planner",
+        }
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

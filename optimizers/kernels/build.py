@@ -1,8 +1,8 @@
 """From C++ to a loaded library, at most once per text, compiler and machine.
 
-Libraries wait in ``$XDG_CACHE_HOME/optimizer-tuner/kernels`` (``~/.cache`` without it). Loading one is
-running it, so the folder has to be this user's own and closed to others; a folder of this process
-alone takes its place where that cannot be.
+Libraries wait in ``$XDG_CACHE_HOME/optimizer-tuner/kernels`` (``~/.cache`` without it). Loading one
+is running it, so the folder has to be this user's own and closed to others; a folder of this
+process alone takes its place where that cannot be.
 """
 
 from __future__ import annotations

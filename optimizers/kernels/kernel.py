@@ -58,7 +58,8 @@ def address(values: array[Any] | None) -> int | None:
 class Kernel:
     """One graph in C++: ``columns`` and ``hypers`` are the order of its inputs.
 
-    The first columns are ``entry_columns``; ``sums`` says in which slot of a row each total of a `ModelHook` is.
+    The first columns are ``entry_columns``; ``sums`` says in which slot of a row each total of a
+    `ModelHook` is.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Kernel:
 
 
 _known: dict[object, Kernel | None] = {}
+_alike: dict[object, Kernel] = {}  # a vector and a matrix often mean the same to a rule
 
 
 def kernel_of(
@@ -126,7 +128,9 @@ def kernel_of(
         trace = share_graph if share else step_graph
         try:
             name = f"{rule.name}-share" if share else rule.name
-            _known[key] = Kernel.of(name, trace(rule, mode, layout, values), form)
+            kernel = Kernel.of(name, trace(rule, mode, layout, values), form)
+            same = (kernel.text, kernel.name, kernel.columns, kernel.hypers)
+            _known[key] = _alike.setdefault(same, kernel)
         except Untraceable:
             _known[key] = None
     return _known[key]

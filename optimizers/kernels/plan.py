@@ -103,10 +103,13 @@ class Signatures:
             return None
         wide = compute_dtype(dtype)
         own = {key: value for key, value in state.items() if key not in ("step", "compensation")}
-        fresh = wish.rule.state(torch.empty(2, dtype=wide, device="meta"), values)
+        shape = (*param.shape, 2) if param.is_complex() else param.shape
+        fresh = wish.rule.state(torch.empty(shape, dtype=wide, device="meta"), values)
+        if any(value.dim() and value.shape != shape for value in fresh.values()):
+            return None  # factors, bases
         if "step" not in state or not fresh.keys() <= own.keys():
             own = fresh  # as it will be allocated
-        layout = Layout.of(wish.rule, values, wide, own, param.dim() + param.is_complex())
+        layout = Layout.of(wish.rule, values, wide, own, len(shape))
         form = Form(dtype, wish.low_precision == "kahan" and dtype in HALF)
         kernel = kernel_of(wish.rule, wish.mode, layout, form, values)
         if kernel is None:

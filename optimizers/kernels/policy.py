@@ -1,8 +1,8 @@
 """Which engine a run gets: what ``engine=`` means.
 
 - ``"eager"``: ordinary torch operations.
-- ``"compiled"``: a kernel of the rule, compiled if it is not in the cache yet; eager for what has none
-  (rules over matrices, sparse or sharded parameters) and, with one warning, without a compiler.
+- ``"compiled"``: a kernel of the rule, compiled if it is not in the cache yet; eager for what has
+  none (rules over matrices, sparse or sharded parameters) and, with a warning, without a compiler.
 - ``"fused"``: as compiled, but nothing is compiled: only kernels that are in the cache.
 - ``"auto"``: as fused, and compiles when the run is sure to win more than that takes.
 

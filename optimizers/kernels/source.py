@@ -32,7 +32,7 @@ Printer = Callable[..., str]
 
 def scaled(sign: str) -> Printer:
     """``a + alpha·b`` with torch's optional alpha."""
-    return lambda a, b, alpha="1": f"{a} {sign} {b}" if alpha == "1" else f"{a} {sign} {alpha} * {b}"
+    return lambda a, b, alpha="": f"{a} {sign} {alpha}{' * ' if alpha else ''}{b}"
 
 
 def clamp(x: str, low: str | None = None, high: str | None = None) -> str:
@@ -53,7 +53,7 @@ ARITHMETIC: Mapping[str, Printer] = MappingProxyType(
     {
         "add": scaled("+"),
         "sub": scaled("-"),
-        "rsub": lambda a, b, alpha="1": scaled("-")(b, a, alpha),
+        "rsub": lambda a, b, alpha="": scaled("-")(b, a, alpha),
         "mul": lambda a, b: f"{a} * {b}",
         "div": lambda a, b: f"{a} / {b}",
         "neg": lambda a: f"-{a}",
@@ -189,7 +189,8 @@ class Writer:
 
     def scalars(self, number: int) -> Iterable[str]:
         """The function that computes a parameter's scalars before a pass."""
-        yield f"static void scalars{number}(const double* h, double t, void* const* at, double* s) {{"
+        inputs = "const double* h, double t, void* const* at, double* s"
+        yield f"static void scalars{number}({inputs}) {{"
         hypers = self.graph.hypers
         for node in self.nodes:
             if node.entry or node.level > number:
@@ -215,8 +216,8 @@ class Writer:
         if number == self.graph.stages - 1:
             for column, node in self.graph.outputs.items():
                 if column in self.columns and column not in self.entry_columns:
-                    kind = self.storage(column)
-                    yield f"  *({kind}*)at[{self.columns.index(column)}] = ({kind}){self.names[node]};"
+                    kind, index = self.storage(column), self.columns.index(column)
+                    yield f"  *({kind}*)at[{index}] = ({kind}){self.names[node]};"
         yield "}"
 
     def entries(self, number: int) -> Iterable[str]:
@@ -246,8 +247,13 @@ class Writer:
             totals = [f"r{index}" for index in range(len(sums))]
             yield f"  double {', '.join(f'{total} = 0' for total in totals)};"
             clause = f" reduction(+ : {', '.join(totals)})"
+        yield "  for (i64 strip = 0; strip < n; strip += STRIP) {"
+        yield "  const i64 end = strip + STRIP < n ? strip + STRIP : n;"
+        for index, column in enumerate(self.entry_columns):
+            if column in used | written.keys() or column == "compensation":
+                yield f"  ahead(c{index} + strip);"
         yield f"  OMP(omp simd{clause})"
-        yield "  for (i64 i = 0; i < n; i++) {"
+        yield "  for (i64 i = strip; i < end; i++) {"
         for node in needed:
             kind = C_TYPES[node.dtype]
             value = self.load(node.args[0]) if node.op == "input" else self.entry(node)
@@ -265,7 +271,7 @@ class Writer:
             if self.form.compensated:
                 lost = f"wide - load({self.at('param')})"
                 yield f"    store({self.at('compensation')}, {lost});"
-        yield "  }"
+        yield "  }}"
         for index, node in enumerate(sums):
             yield f"  sums[{self.reductions.index(node)}] = r{index};"
         yield "}"
@@ -300,7 +306,9 @@ class Writer:
 
     def text(self) -> str:
         """The whole file."""
-        if any(node.entry and node.dtype not in (self.graph.dtype, torch.bool) for node in self.nodes):
+        if any(
+            node.entry and node.dtype not in (self.graph.dtype, torch.bool) for node in self.nodes
+        ):
             raise Untraceable("entries in another precision than the parameter's")
         last = self.written()
         entry = self.entry_columns

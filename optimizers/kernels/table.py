@@ -1,8 +1,8 @@
 """Which parameters of a group a kernel takes, and the table of pointers that it takes them by.
 
-A table outlives its step: pointers, strides and dtypes are compared with what they were, which costs
-about a microsecond per parameter, and only what changed is written anew. Nothing here holds on to a
-gradient, so ``zero_grad(set_to_none=True)`` still frees them.
+A table outlives its step: pointers, strides and dtypes are compared with what they were, which
+costs about a microsecond per parameter, and only what changed is written anew. Nothing here holds
+on to a gradient, so ``zero_grad(set_to_none=True)`` still frees them.
 """
 
 from __future__ import annotations

@@ -178,16 +178,15 @@ class Layout:
     matrix: bool = False
 
     @classmethod
-    def of(
-        cls, rule: Rule, values: Values, dtype: torch.dtype, state: State, dims: int
-    ) -> Layout:
+    def of(cls, rule: Rule, values: Values, dtype: torch.dtype, state: State, dims: int) -> Layout:
         """The layout of one real parameter with ``dims`` dimensions and of its state."""
-        fresh = rule.state(torch.empty(2, dtype=dtype, device="meta"), values)
+        matrix = rule.scope == "tensor" and dims > 1
+        fresh = rule.state(torch.empty(SHAPES[matrix][0], dtype=dtype, device="meta"), values)
         scalars = (
             (key, value.dtype if key in fresh and not fresh[key].dim() else None)
             for key, value in state.items()
         )
-        return cls(dtype, tuple(scalars), rule.scope == "tensor" and dims > 1)
+        return cls(dtype, tuple(scalars), matrix)
 
 
 Body: TypeAlias = Callable[[Tensor, Tensor, State, Values, Tensor], Mapping[str, Tensor]]
@@ -200,7 +199,9 @@ def run(
     body: Body,
 ) -> Graph:
     """Trace ``body(grad, param, state, hyper, t)`` with ``numbers`` of the values as tensors."""
-    first, second = (run_shape(shape, layout, values, numbers, body) for shape in SHAPES[layout.matrix])
+    first, second = (
+        run_shape(shape, layout, values, numbers, body) for shape in SHAPES[layout.matrix]
+    )
     if first.text() != second.text():
         raise Untraceable("the rule depends on the size of the parameter")
     return first
@@ -229,8 +230,8 @@ def run_shape(
     try:
         with recorder:
             results = body(grad, param, state, hyper, t)
-    except (RuntimeError, TypeError, IndexError) as error:
-        raise Untraceable(str(error)) from error
+    except Exception as error:  # whatever a rule cannot do with these, eager can or will say
+        raise Untraceable(f"{type(error).__name__}: {error}") from error
     nodes = {name: recorder.of(tensor) for name, tensor in inputs.items()}
     outputs = {name: recorder.of(tensor) for name, tensor in results.items()}
     changed = {name: node for name, node in outputs.items() if node is not nodes.get(name)}
