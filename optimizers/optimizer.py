@@ -227,6 +227,7 @@ class Optimizer(torch.optim.Optimizer):
             grads=[
                 usable(placed_like(param.grad, param), rule, mode, hyper, whole)
                 for param in plan.rest
+                if param.grad is not None
             ],
             bound=self.clip.value,
             maximize=group["maximize"],

@@ -72,7 +72,7 @@ def holds(param: Tensor, state: Mapping[str, Any]) -> bool:
 
 def order(layout: Tensor) -> list[int]:
     """Dimensions from the outermost in memory to the innermost."""
-    return sorted(range(layout.dim()), key=lambda d: -abs(layout.stride(d)))
+    return sorted(range(layout.dim()), key=lambda d: -layout.stride()[d])
 
 
 def describe(columns: Sequence[Tensor]) -> array[int] | None:
@@ -219,7 +219,7 @@ class Table:
 
     def call(self, kernel: Kernel, values: Values, *, advance: bool, **changes: float) -> None:
         """Run one of the two kernels; ``changes`` are fields of `Call`."""
-        table = array("q", [address(self.columns[key]) for key in kernel.columns])
+        table = array("q", [address(self.columns[key]) or 0 for key in kernel.columns])
         hyper = kernel.numbers(values)
         units = unit_pointers = unit_sizes = None
         if self.units is not None:

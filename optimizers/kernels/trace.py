@@ -72,7 +72,7 @@ class Graph:
     def walk(self) -> Iterator[Node]:
         """Every node that the outputs need, each after its arguments."""
         seen: set[Node] = set()
-        stack = [(node, False) for node in reversed(self.outputs.values())]
+        stack = [(node, False) for node in reversed([*self.outputs.values()])]
         while stack:
             node, ready = stack.pop()
             if node in seen:
@@ -108,11 +108,11 @@ class Graph:
         return max(self.passes, *(1 + node.level for node in self.outputs.values()))
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operation on tensors that it knows."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.shape = shape
         self.nodes: dict[int, Node] = {}
         self.alive: list[Tensor] = []  # an id names a tensor only while it lives
