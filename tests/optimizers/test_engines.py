@@ -19,13 +19,13 @@ BY_ENGINE = pytest.mark.parametrize("engine", ["eager", "compiled"])
 BY_NAME = {row.rule: row for row in ROWS}
 OVER_MATRICES = ("adafactor", "muon", "soap")  # no kernel: what they cost is matrix products
 
-# rule and settings in which situations are tried: one state and two, two passes, scalars in the state
+# What situations are tried with: one array of state and two, two passes, a number in the state.
 SITUATIONS = pytest.mark.parametrize(
     ("rule", "settings"),
     [
         ("sgd", {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
-        ("adamw", {"lr": 0.02, "weight_decay": 0.3}),
-        ("lamb", {"lr": 0.02, "weight_decay": 0.3}),
+        ("adamw", {"lr": 0.02, "weight_decay": 0.3, "eps": 1e-3}),
+        ("lamb", {"lr": 0.02, "weight_decay": 0.3, "eps": 1e-3}),
         ("nadam", {"lr": 0.02}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -115,7 +115,7 @@ def test_clipping_and_decay_in_the_same_pass(rule, settings, shell, dtype):
     for (eager, lost), (compiled, gone) in zip(*ends, strict=True):
         if dtype in (torch.float16, torch.bfloat16):
             eager, compiled = eager.float() + lost, compiled.float() + gone
-        tolerance = 2e-5 if eager.dtype == torch.float32 else 1e-12
+        tolerance = 2e-4 if eager.dtype == torch.float32 else 1e-12  # what compensation keeps
         torch.testing.assert_close(compiled, eager, rtol=tolerance, atol=tolerance)
 
 
@@ -230,7 +230,7 @@ def test_groups_change_in_place(rule, settings, engine):
             now["weight_decay"] = 0.0
         if t >= 5:
             now["lr"] = settings["lr"] / t
-        if t >= 7 and rule != "sgd":
+        if t >= 7 and rule in ("adamw", "lamb"):
             now |= {"beta1": 0.5, "beta2": 0.6}
         group.update(get_rule(rule).pack(now))
         p = formula(p, grad.numpy(), memory, t, **now)
@@ -259,7 +259,7 @@ def test_dtypes_side_by_side(engine):
     dtypes = {
         torch.float64: 1e-10, torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3
     }  # fmt: skip
-    params = [nn.Parameter(start.to(dtype)) for dtype in dtypes]
+    params = [nn.Parameter(start.to(dtype, copy=True)) for dtype in dtypes]
     opt = optimizers.AdamW(params, lr=0.02, weight_decay=0.3, engine=engine)
     for grad in grads:
         for param in params:
