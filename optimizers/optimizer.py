@@ -178,6 +178,7 @@ class Optimizer(torch.optim.Optimizer):
         self._last_lrs = [batch.hyper.lr for batch in batches]
         for group, batch in zip(self.param_groups, batches, strict=True):
             self._prepare_states(group, batch)
+        self._planner.remember(self.state)
         self._share(batches)
         for group, batch in zip(self.param_groups, batches, strict=True):
             run(batch)

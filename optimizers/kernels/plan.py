@@ -64,16 +64,15 @@ class Plan:
             self.rest = [p for p in self.params if id(p) not in taken and id(p) not in gone]
         self.found = {}
 
-    def holds(self, wish: Wish, params: Sequence[Tensor], states: Mapping[Tensor, State]) -> bool:
-        """Whether this is still how the step has to be done."""
+    def holds(self, wish: Wish, params: Sequence[Tensor]) -> bool:
+        """Whether this is still how the step has to be done, if states are where they were."""
         return (
             self.wish == wish
             and len(params) == len(self.params)
             and all(map(is_, params, self.params))
             and all(param.grad is None for param in self.absent)
             and all(param.grad is not None for param in self.rest)
-            and all(table.same_grads([*map(GRAD, table.params)]) for table in self.tables)
-            and all(table.same_states(states) for table in self.tables)
+            and all(table.same() for table in self.tables)
         )
 
 
@@ -147,6 +146,7 @@ class Planner:
     def __init__(self, engine: str) -> None:
         self.engine = engine
         self.known: list[Plan] = []
+        self.states: tuple[list[Tensor], list[State]] = ([], [])
         self.use: bool | None = None if engine != "eager" else False
 
     def plans(
@@ -159,6 +159,7 @@ class Planner:
     ) -> list[Plan]:
         """What to do for each group in this step; ``steps`` is how many are left, if known."""
         plans = []
+        same = self.use is not False and self.same_states(states)
         for number, (group, wish) in enumerate(zip(groups, wishes, strict=True)):
             params = group["params"]
             if self.use is False:
@@ -166,7 +167,7 @@ class Planner:
                 plans.append(Plan(wish, params, rest=rest))
                 continue
             known = self.known[number] if number < len(self.known) else None
-            if known is None or not known.holds(wish, params, states):
+            if known is None or not (same and known.holds(wish, params)):
                 known = sort_params(wish, values[number], params, states)
             plans.append(known)
         found = [item for plan in plans for item in plan.found.items()]
@@ -176,6 +177,19 @@ class Planner:
             plan.build(use=bool(self.use))
         self.known = [] if self.use is False else plans
         return plans
+
+    def same_states(self, states: Mapping[Tensor, State]) -> bool:
+        """Whether each parameter has the state that it had when last remembered."""
+        return (
+            len(states) == len(self.states[0])
+            and all(map(is_, states, self.states[0]))
+            and all(map(is_, states.values(), self.states[1]))
+        )
+
+    def remember(self, states: Mapping[Tensor, State]) -> None:
+        """Take note of whose state is which, after tables have been pointed to them."""
+        if self.use:
+            self.states = [*states], [*states.values()]
 
     def choose(
         self,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
 
@@ -27,6 +28,7 @@ POINTER: Callable[[Tensor], int] = Tensor.data_ptr
 CONTIGUOUS: Callable[[Tensor], bool] = Tensor.is_contiguous
 NEGATED: Callable[[Tensor], bool] = Tensor.is_neg
 CONJUGATED: Callable[[Tensor], bool] = Tensor.is_conj
+VALUES: Callable[[State], Iterable[Tensor]] = dict.values
 ENTRIES: Callable[[Tensor], int] = Tensor.numel
 DTYPE = attrgetter("dtype")
 GRAD = attrgetter("grad")
@@ -132,6 +134,15 @@ class Table:
 
     # What may change between steps ----------------------------------------------------------------
 
+    def same(self) -> bool:
+        """Whether all that rows point to is of the kind it was; takes over where gradients lie."""
+        if self.states is not None:
+            self.library.approach(len(self.objects), address(self.objects))
+        grads = [*map(GRAD, self.params)]
+        objects = array("q", map(id, grads))
+        self.library.approach(len(grads), address(objects))
+        return self.same_grads(grads) and self.same_states()
+
     def same_grads(self, grads: list[Tensor]) -> bool:
         """Whether gradients are of the kind they were; takes over where they lie."""
         try:
@@ -151,23 +162,19 @@ class Table:
             and 0 not in found
         )
 
-    def same_states(self, states: Mapping[Tensor, State]) -> bool:
-        """Whether parameters and state are the tensors they were, where they were."""
+    def same_states(self) -> bool:
+        """Whether parameters and the tensors of their state are what they were, where they were.
+
+        That states belong to parameters as they did is not looked at here.
+        """
         if self.states is None:
             return True
-        if not all(map(is_, self.states, map(states.get, self.params))):
-            return False
-        for key, column in self.tensors.items():
-            try:
-                if not all(map(is_, column, [state[key] for state in self.states])):
-                    return False
-            except KeyError:
-                return False
-            if [*map(POINTER, column)] != self.pointers[key]:
-                return False
+        found = [*chain.from_iterable(map(VALUES, self.states))]
         return (
-            [*map(POINTER, self.params)] == self.pointers["param"]
-            and {*map(DTYPE, self.params)} == {self.dtype}
+            len(found) == len(self.state_tensors)
+            and all(map(is_, found, self.state_tensors))
+            and [*map(POINTER, found)] == self.state_pointers
+            and [*map(POINTER, self.params)] == self.pointers["param"]
             and [*map(CONTIGUOUS, self.params)] == self.contiguous_params
             and [*map(ENTRIES, self.params)] == self.entries_of_params
             and all(self.params[i].stride() == strides for i, strides in self.odd_params)
@@ -179,6 +186,9 @@ class Table:
         """Fill the columns with the parameters' state, which is there by now."""
         self.states = states
         kept = [key for key in self.kernel.columns if key not in ("param", "grad")]
+        self.state_tensors = [*chain.from_iterable(map(VALUES, states))]
+        self.state_pointers = [*map(POINTER, self.state_tensors)]
+        self.objects = array("q", map(id, [*self.params, *self.state_tensors]))
         self.tensors = {key: [state[key] for state in states] for key in (*kept, "step")}
         self.contiguous_params = [*map(CONTIGUOUS, self.params)]
         self.entries_of_params = [*map(ENTRIES, self.params)]
