@@ -96,7 +96,7 @@ def test_the_number_of_threads_changes_no_bit(rule):
             torch.set_num_threads(threads)
             source = generator("threads")
             params = [
-                nn.Parameter(torch.randn(shape, generator=source)) for shape in [(300, 701), (9,)]
+                nn.Parameter(torch.randn(shape, generator=source)) for shape in [(1500, 1401), (9,)]
             ]
             opt = optimizers.create(rule, params, engine="compiled", clip_norm=1.0)
             for _ in range(3):
