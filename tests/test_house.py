@@ -29,7 +29,7 @@ LAYERS = {
             "optimizers.mistakes",
             "optimizers.monitor",
         ),
-        ("optimizers.engines", "optimizers.population", "optimizers.scheduling"),
+        ("optimizers.stacks", "optimizers.engines", "optimizers.population", "optimizers.scheduling"),
         ("optimizers.checkpoint",),
         ("optimizers.points",),
         ("optimizers.optimizer",),
