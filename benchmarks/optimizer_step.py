@@ -79,7 +79,11 @@ class Bench:
 
     def invite(self, rule: str, args: argparse.Namespace) -> None:
         """Enter every peer; one that does not run is reported instead."""
-        invited = list(peers.entrants(rule, compiled=rule in args.compiled_peers))
+        invited = [
+            (peer, variant)
+            for peer, variant in peers.entrants(rule, compiled=rule in args.compiled_peers)
+            if peer.library in args.library
+        ]
         fused = any(variant == "fused" for _, variant in invited)
         if not fused and rule not in WHOLE_TENSORS:
             invited.append((peers.FUSED_ADAMW, "fused"))
@@ -265,6 +269,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=25, help="of interleaved steps, at most")
     add("--seconds", type=float, default=10.0, help="per rule, once 5 rounds are done")
     add("--no-peers", action="store_true", help="only ours and the memory bound")
+    add("--library", nargs="+", choices=list(peers.MODULES), default=list(peers.MODULES))
     add(
         "--compiled-peers", nargs="*", choices=names, default=(), metavar="RULE",
         help="rules for which HeavyBall is compiled, too, which takes minutes each; default: none",
