@@ -36,7 +36,7 @@ def gpt(layers: int = 12, width: int = 384, vocabulary: int = 20_000) -> Shapes:
 
 
 def vit(layers: int = 12, width: int = 384) -> Shapes:
-    """ViT-S/16: 22 M parameters in 152 tensors."""
+    """ViT-S/16: 22.1 M parameters in 152 tensors."""
     blocks = [shape for index in range(layers) for shape in block(f"block{index}", width)]
     return [
         ("class.embedding", (1, 1, width)), ("positions.embedding", (1, 197, width)),
@@ -69,7 +69,7 @@ def resnet() -> Shapes:
 
 
 def embedding(tables: int = 8, rows: int = 50_000, width: int = 64) -> Shapes:
-    """A recommender: 26.3 M parameters in 14 tensors, nearly all of them in embedding tables."""
+    """A recommender: 26.4 M parameters in 14 tensors, nearly all of them in embedding tables."""
     sizes = (tables * width, 1024, 256, 1)
     shapes: Shapes = [(f"table{index}.embedding", (rows, width)) for index in range(tables)]
     for index, (into, out) in enumerate(itertools.pairwise(sizes)):

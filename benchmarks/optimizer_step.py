@@ -34,6 +34,11 @@ OURS, BOUND = "ours", "bound"
 STEPS_PER_SAMPLE = {"soap": 10}
 COMPILED_PEERS = ("adamw", "rmsprop", "ademamix")  # of --all: a rule takes minutes to compile
 GROWTH = ("adamw",)
+# Tensors and entries of each: from 1 M to 100 M parameters, and from 10 to 5000 tensors.
+SIZES = (
+    *((100, 10_000 * scale) for scale in (1, 3, 10, 30, 100)),
+    *((tensors, 512) for tensors in (10, 100, 1000, 5000)),
+)
 Document = dict[str, Any]
 
 
@@ -181,12 +186,10 @@ def measure_steps(args: argparse.Namespace, document: Document) -> None:
 
 def measure_growth(args: argparse.Namespace, document: Document) -> None:
     """From 1 M to 100 M parameters in 100 tensors, and from 10 to 5000 tensors of 512."""
-    sizes = [(100, 10_000 * scale) for scale in (1, 3, 10, 30, 100)]
-    counts = [(tensors, 512) for tensors in (10, 100, 1000, 5000)]
     quiet = argparse.Namespace(**{**vars(args), "no_peers": True})
     for engine in args.engine:
         for rule in args.rule if args.rule_given else GROWTH:
-            for tensors, size in (*sizes, *counts):
+            for tensors, size in SIZES:
                 started = time.perf_counter()
                 bench = Bench(rule, models.many_small(tensors, size), quiet, engine)
                 row = bench.run(args.rounds, args.seconds)

@@ -46,7 +46,7 @@ from torch import Tensor
 
 Scalar: TypeAlias = float | Tensor
 State: TypeAlias = dict[str, Tensor]
-Known: TypeAlias = dict[str, Scalar]
+Known: TypeAlias = dict[str, Any]  # numbers and tensors
 Values: TypeAlias = SimpleNamespace
 Scope: TypeAlias = Literal["element", "tensor", "model"]
 DecayMode: TypeAlias = Literal["l2", "decoupled", "independent", "inside", "none"]
@@ -188,6 +188,16 @@ class Blocks:
         for each in self.passes:
             known |= each(grad, param, state, hyper, t, known)
         return self.finish(grad, param, state, hyper, t, known)
+
+    def knowing(self, known: Known) -> Update:
+        """The update of some rows, once the passes have seen all of them."""
+
+        def update(
+            grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
+        ) -> tuple[Tensor, State]:
+            return self.finish(grad, param, state, hyper, t, known)
+
+        return update
 
 
 def no_conflict(values: Values) -> str | None:
@@ -348,13 +358,6 @@ def at_least(values: Tensor, bound: Scalar) -> Tensor:
     if isinstance(bound, Tensor):  # clamp would widen float32 to a float64 bound under vmap
         return torch.maximum(values, bound)
     return values.clamp(min=bound)
-
-
-def at_most_(values: Tensor, bound: Scalar) -> Tensor:
-    """``min(values, bound)`` per entry, for a temporary that may be overwritten."""
-    if isinstance(bound, Tensor):
-        return torch.minimum(values, bound)
-    return values.clamp_(max=bound)
 
 
 def clip(values: Tensor, limit: Scalar) -> Tensor:

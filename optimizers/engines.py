@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -158,7 +157,7 @@ def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, 
         total: Known = {key: sum(row[key] for row in found) for key in shared}
         known = [{**before, **row, **total} for before, row in zip(known, found, strict=True)]
     for part, all_rows in zip(parts, known, strict=True):
-        yield replace(batch.rule, update=partial(blocks.finish, known=all_rows)), part
+        yield replace(batch.rule, update=blocks.knowing(all_rows)), part
 
 
 def parts_of(batch: Batch, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
@@ -171,9 +170,7 @@ def parts_of(batch: Batch, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
         yield from ((batch.rule, part) for part in chunks(batch.rule, piece))
 
 
-def step_part(
-    batch: Batch, rule: Rule, part: Piece, noise: torch.Generator | None = None
-) -> State:
+def step_part(batch: Batch, rule: Rule, part: Piece, noise: torch.Generator | None = None) -> State:
     """Step what fits the cache; returns the new state."""
     param = widen(part.param, part.compensation)
     grad = prepare(batch, part)

@@ -10,7 +10,6 @@ loop takes the first parameter's for all).
 from __future__ import annotations
 
 from math import inf, nan
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +23,18 @@ from optimizers.core import (
     State,
     Values,
     at_least,
-    at_most_,
     ema,
     ema_square,
     where,
 )
 from optimizers.rules.ranges import epsilon, learning_rate, weight_decay
+
+
+def at_most_(values: Tensor, bound: Scalar) -> Tensor:
+    """``min(values, bound)`` per entry, for a temporary that may be overwritten."""
+    if isinstance(bound, Tensor):
+        return torch.minimum(values, bound)
+    return values.clamp_max_(bound)  # clamp_ has no rule for vmap
 
 
 def square_sum(values: Tensor) -> Tensor:
@@ -64,7 +69,7 @@ def scaled(
     if grad.dim() < 2:
         variance = ema_square(state["variance"], grad, beta2)
         return grad * at_least(variance, eps1 * eps1).rsqrt(), {"variance": variance}
-    row_var: Any = known["row_var"]
+    row_var = known["row_var"]
     col_var = ema(state["col_var"], known["column_sum"] / known["rows"], beta2)
     whole = at_least(known["row_sum"] / known["rows"], eps1)
     # roots of the factors instead of factors of the root: rows and columns are few

@@ -23,7 +23,6 @@ from torch import Tensor
 from optimizers.core import Hyper, Option, Partner, Rule, Scalar, State, Values, ema
 from optimizers.rules.ranges import beta, epsilon, learning_rate, weight_decay
 
-
 WIDE = 2  # columns over rows from which on the Gram matrices need fewer operations
 # Rounding leaves Gram matrices of singular matrices slightly indefinite, and each step makes that
 # a² times worse: 1e-7 becomes 2e-2 in five, which is harmless.
@@ -38,7 +37,8 @@ def is_matrix(param: Tensor) -> bool:
 def polynomial(gram: Tensor, hyper: Values) -> Tensor:
     """``b·G + c·G²``: the iteration's factor of X, but for ``a``."""
     if isinstance(hyper.ns_b, Tensor):
-        return hyper.ns_b * gram + hyper.ns_c * (gram @ gram)
+        scaled: Tensor = hyper.ns_b * gram + hyper.ns_c * (gram @ gram)
+        return scaled
     return torch.addmm(gram, gram, gram, beta=hyper.ns_b, alpha=hyper.ns_c)
 
 
