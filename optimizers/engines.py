@@ -7,9 +7,9 @@ more than the rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +54,8 @@ class Batch:
     ``scales`` multiply the gradients (clipping), ``bound`` limits each entry; ``steps`` are the
     updates each state will have absorbed after this one. ``compensations`` hold what half
     precision parameters could not, ``stochastic`` rounds them at random. Parameters and gradients
-    are real; a gradient that is still sparse has its rows updated alone.
+    are real; a gradient that is still sparse has its rows updated alone. ``tables`` hold further
+    parameters of the group, which compiled kernels step.
     """
 
     rule: Rule
@@ -69,6 +70,7 @@ class Batch:
     bound: float | None = None
     maximize: bool = False
     stochastic: bool = False
+    tables: Sequence[Any] = ()  # optimizers.kernels.table.Table, which comes after this
 
     def pieces(self) -> Iterator[Piece]:
         """The parameters one by one."""
@@ -76,9 +78,6 @@ class Batch:
             self.params, self.grads, self.states, self.compensations, self.steps, self.scales
         )  # fmt: skip
         return (Piece(*row) for row in zip(*columns, strict=True))
-
-
-Engine = Callable[[Batch], None]
 
 
 def usable(grad: Tensor, rule: Rule, mode: DecayMode, hyper: Values, whole: bool) -> Tensor:
@@ -265,18 +264,12 @@ def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, fl
             store(piece.state, new_state)
             for key, value in sums.items():
                 totals[key] = totals[key] + value.to(totals[key].device) if key in totals else value
-    newest = max(step for batch in batches for step in batch.steps)
+        for table in batch.tables:
+            for key, part in table.totals(batch.hyper, batch.bound, batch.maximize).items():
+                totals[key] = totals.get(key, 0.0) + torch.tensor(part, dtype=torch.float64)
+    steps = [step for batch in batches for step in batch.steps]
+    newest = max([*steps, *(1 + table.newest() for batch in batches for table in batch.tables)])
     after = {k: float(v) for k, v in hook.combine(totals, before, first.hyper, newest).items()}
     for batch in batches:
         vars(batch.hyper).update(after)
     return after
-
-
-ENGINES: Mapping[str, Engine] = MappingProxyType({"auto": eager, "eager": eager})
-
-
-def get_engine(owner: str, name: str) -> Engine:
-    """An engine by name; raises ValueError naming the engines there are."""
-    if name not in ENGINES:
-        raise ValueError(f"{owner}: engine={name!r} is not valid; allowed: {', '.join(ENGINES)}")
-    return ENGINES[name]

@@ -16,16 +16,19 @@ from typing import Any, ClassVar, cast
 import torch
 
 from optimizers import checkpoint, clipping, schedules
-from optimizers.core import DecayMode, Rule, Values
-from optimizers.engines import Batch, get_engine, share, usable
+from optimizers.core import DecayMode, Rule, State, Values
+from optimizers.engines import Batch, share, usable
 from optimizers.groups import check_group, split_group
+from optimizers.kernels.plan import Plan, Planner, Wish, zero_pattern
+from optimizers.kernels.policy import check_engine
 from optimizers.points import move, observe
 from optimizers.precision import LOW_PRECISION
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
 from optimizers.scheduling import check_schedule, group_values
-from optimizers.sharding import check_whole, local_scale, placed_like, plain
+from optimizers.sharding import check_whole, placed_like
 from optimizers.signatures import bind, signature
+from optimizers.stepping import Norms, prepare_rows, prepare_tables, run, set_scales
 
 logger = logging.getLogger("optimizers")
 
@@ -45,7 +48,8 @@ class Optimizer(torch.optim.Optimizer):
     skip_nonfinite: skip the step when a gradient is not finite; counted in ``skipped_steps``.
     low_precision: how bfloat16 and float16 parameters keep steps that are smaller than their
     resolution: "kahan", "stochastic" or "none" (`optimizers.precision`).
-    engine: how the rule runs (`optimizers.engines`).
+    engine: how the rule runs, "auto", "eager", "fused" or "compiled"
+        (`optimizers.kernels.policy`).
 
     Raises ValueError for values out of bounds, TypeError for sparse gradients of rules that have
     no sparse form and for complex or sharded parameters of rules that are not elementwise.
@@ -64,7 +68,8 @@ class Optimizer(torch.optim.Optimizer):
         check_schedule(owner, self.schedule, self.total_steps)
         self.skip_nonfinite: bool = given["skip_nonfinite"]
         self.engine: str = given["engine"]
-        get_engine(owner, self.engine)
+        check_engine(owner, self.engine)
+        self._planner = Planner(self.engine)
         self.low_precision: str = given["low_precision"]
         if self.low_precision not in LOW_PRECISION:
             raise ValueError(
@@ -167,14 +172,14 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         if any(group.get("evaluating") for group in self.param_groups):
             raise RuntimeError(f"{self.rule.class_name}: call train() before step()")
-        batches = [self._batch(group) for group in self.param_groups]
+        batches = self._batches()
         if not self._scale(batches):
             return loss
         self._last_lrs = [batch.hyper.lr for batch in batches]
         for group, batch in zip(self.param_groups, batches, strict=True):
             self._prepare_states(group, batch)
+        self._planner.remember(self.state)
         self._share(batches)
-        run = get_engine(self.rule.class_name, self.engine)
         for group, batch in zip(self.param_groups, batches, strict=True):
             run(batch)
             group["schedule_step"] += 1
@@ -185,15 +190,33 @@ class Optimizer(torch.optim.Optimizer):
         rows = list(zip(self.param_groups, batches, strict=True))
         for rule in {batch.rule.name: batch.rule for batch in batches if batch.rule.model}.values():
             own = [(group, batch) for group, batch in rows if batch.rule is rule]
-            active = [batch for _, batch in own if batch.params]
+            active = [batch for _, batch in own if batch.params or batch.tables]
             if active:
                 shared = share(active, own[0][0].get("shared", {}))
                 for group, _ in own:
                     group["shared"] = shared
 
-    def _batch(self, group: Group) -> Batch:
-        params = [param for param in group["params"] if param.grad is not None]
-        hyper = self.hyper(group)
+    def _batches(self) -> list[Batch]:
+        """What each group's step needs, and which engine does what of it."""
+        groups = self.param_groups
+        values = [self.hyper(group) for group in groups]
+        wishes = [self._wish(*row) for row in zip(groups, values, strict=True)]
+        left = self.total_steps and self.total_steps - groups[0]["schedule_step"]
+        plans = self._planner.plans(groups, wishes, values, self.state, left)
+        return [self._batch(*row) for row in zip(groups, values, plans, strict=True)]
+
+    def _wish(self, group: Group, values: Values) -> Wish:
+        rule = self.rule_of(group)
+        return Wish(
+            rule=rule,
+            mode=group["weight_decay_mode"],
+            options=tuple(getattr(values, name) for name in rule.options),
+            zeros=zero_pattern(rule, values),
+            low_precision=self.low_precision,
+            units=self.clip.kind == "clip_agc",
+        )
+
+    def _batch(self, group: Group, hyper: Values, plan: Plan) -> Batch:
         rule = self.rule_of(group)
         mode: DecayMode = "none" if hyper.weight_decay == 0 else group["weight_decay_mode"]
         whole = self.clip.kind == "clip_agc"  # its norms are those of a whole row of the weight
@@ -201,28 +224,27 @@ class Optimizer(torch.optim.Optimizer):
             rule=rule,
             mode=mode,
             hyper=hyper,
-            params=params,
+            params=list(plan.rest),
             grads=[
-                usable(placed_like(param.grad, param), rule, mode, hyper, whole) for param in params
+                usable(placed_like(param.grad, param), rule, mode, hyper, whole)
+                for param in plan.rest
+                if param.grad is not None
             ],
             bound=self.clip.value,
             maximize=group["maximize"],
             stochastic=self.low_precision == "stochastic",
+            tables=plan.tables,
         )
 
     def _scale(self, batches: list[Batch]) -> bool:
         """Fill in the clipping scales; False when the step has to be skipped."""
-        grads = [grad for batch in batches for grad in batch.grads]
-        params = [param for batch in batches for param in batch.params]
-        norms = clipping.as_floats(clipping.grad_norms(grads))
-        if not math.isfinite(sum(norms)):
+        norms = Norms.of(batches)
+        if not math.isfinite(norms.total):
             if self.skip_nonfinite and self._report_nonfinite():
                 return False
-            norms = clipping.as_floats(clipping.grad_norms(grads, torch.float64))
-        total = self.last_grad_norm = math.hypot(*norms)
-        scales = iter(self.clip.scales(grads, params, norms, total))
-        for batch in batches:
-            batch.scales.extend(local_scale(next(scales)) for _ in batch.grads)
+            norms = Norms.of(batches, torch.float64)
+        self.last_grad_norm = norms.total
+        set_scales(self.clip, batches, norms)
         return True
 
     def _report_nonfinite(self) -> bool:
@@ -294,23 +316,17 @@ class Optimizer(torch.optim.Optimizer):
 
     def _prepare_states(self, group: Group, batch: Batch) -> None:
         """Allocate missing state, count the update, and hand the rule's tensors to the batch."""
-        zeros = tuple(getattr(batch.hyper, name) == 0 for name in batch.rule.hypers)
+        zeros = zero_pattern(batch.rule, batch.hyper)
         # a hyperparameter that leaves zero may need state that was not there (momentum)
         changed = self._zeros.get(id(group)) != zeros
         self._zeros[id(group)] = zeros
-        params = list(batch.params)
-        for index, param in enumerate(params):
-            state = self.state[param]
+
+        def allocate(param: torch.Tensor, state: State) -> None:
             if not state or changed:
                 checkpoint.allocate(batch.rule, param, state, batch.hyper, self.low_precision)
-            batch.states.append(checkpoint.rule_state(state))
-            batch.compensations.append(checkpoint.compensation(state))
-            batch.params[index] = plain(param)
-            batch.grads[index] = plain(batch.grads[index])
-        counters = [self.state[param]["step"] for param in params]
-        if counters:
-            torch._foreach_add_(counters, 1)
-        batch.steps.extend(counter.item() for counter in counters)
+
+        prepare_rows(batch, self.state, allocate)
+        prepare_tables(batch, self.state, allocate)
 
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint, which torch's optimizer with the same rule can load, too."""
@@ -354,15 +370,21 @@ class Optimizer(torch.optim.Optimizer):
                 checkpoint.check_shapes(rule, param, self.state[param], self.hyper(group))
         self._last_lrs = None
         self._zeros = {}
+        self._planner = Planner(self.engine)
 
     def __getstate__(self) -> dict[str, Any]:
         # hooks, and the step that an LR scheduler has wrapped, belong to this object alone
-        own = {key for key in self.__dict__ if key.endswith("_hooks")} | {"step", "_zeros"}
+        own = {key for key in self.__dict__ if key.endswith("_hooks")} | {
+            "step",
+            "_zeros",
+            "_planner",
+        }
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._zeros = {}
         super().__setstate__(state)
+        self._planner = Planner(self.engine)
         self.defaults.pop("differentiable", None)  # torch's own argument, which it fills in
 
 

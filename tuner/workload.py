@@ -90,7 +90,8 @@ def make_optimizer(
             configuration.wrapper or configuration.optimizer,
             target,
             **(wrapped if configuration.wrapper else {}),
-            **configuration.optimizer_args,
+            # "auto" would depend on what is in a cache, and a rerun may have to equal the run
+            **{"engine": "compiled", **configuration.optimizer_args},
             schedule=schedule,
             total_steps=steps,
             silence=MISTAKES,  # said once, before the study (`tuner.advice`)

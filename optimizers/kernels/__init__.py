@@ -1,0 +1,6 @@
+"""Rules as compiled kernels: one text of C++ per rule and dtype, for every model.
+
+trace: a rule to a graph of what a step computes. source, runtime.h: the graph to C++. build: C++ to
+a library, cached on disk. kernel: how it is called. table: the parameters it is called with. plan:
+who of a group goes into a table. policy: what the ``engine`` argument means.
+"""

@@ -1,0 +1,152 @@
+"""A compiled rule: the library, and how it is called.
+
+The fields of `Call` are those of ``runtime.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from ctypes import POINTER, c_double, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from optimizers.core import DecayMode, Rule, Values
+from optimizers.kernels import build
+from optimizers.kernels.source import Form, Writer
+from optimizers.kernels.trace import Graph, Layout, Untraceable, share_graph, step_graph
+
+BLOCK = 16384  # entries; four float32 columns of a block fit the second-level cache
+SMALL = 32768  # entries of work for one thread, below which another costs more than it saves
+
+
+class Call(ctypes.Structure):
+    """One run of a kernel over a table; see ``runtime.h``."""
+
+    _fields_: ClassVar[Any] = [
+        ("rows", c_int64),
+        ("items", c_int64),
+        ("sizes", c_void_p),
+        ("item_rows", c_void_p),
+        ("item_starts", c_void_p),
+        ("columns", c_void_p),
+        ("steps", c_void_p),
+        ("layouts", c_void_p),
+        ("hyper", c_void_p),
+        ("scales", c_void_p),
+        ("unit_scales", c_void_p),
+        ("unit_sizes", c_void_p),
+        ("scale", c_double),
+        ("bound", c_double),
+        ("sign", c_double),
+        ("slots", c_void_p),
+        ("sums", c_void_p),
+        ("threads", c_int64),
+        ("advance", c_int64),
+    ]
+
+
+def address(values: array[Any] | None) -> int | None:
+    """Where an array lies in memory; None stands for C's null."""
+    return None if values is None else values.buffer_info()[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One graph in C++: ``columns`` and ``hypers`` are the order of its inputs.
+
+    The first columns are ``entry_columns``; ``sums`` says in which slot of a row each total of a
+    `ModelHook` is.
+    """
+
+    name: str
+    text: str
+    columns: tuple[str, ...]
+    entry_columns: tuple[str, ...]
+    hypers: tuple[str, ...]
+    slots: int
+    reductions: int
+    sums: dict[str, int]
+
+    @classmethod
+    def of(cls, name: str, graph: Graph, form: Form) -> Kernel:
+        """The C++ of a graph; raises Untraceable when there is none."""
+        writer = Writer(graph, form)
+        sums = {
+            key[4:]: writer.slots[node]
+            for key, node in graph.outputs.items()
+            if key.startswith("sum.")
+        }
+        return cls(
+            name=name,
+            text=writer.text(),
+            columns=tuple(writer.columns),
+            entry_columns=tuple(writer.entry_columns),
+            hypers=tuple(graph.hypers),
+            slots=max(len(writer.slots), 1),
+            reductions=len(writer.reductions),
+            sums=sums,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the library is there already."""
+        return build.ready(self.text, self.name)
+
+    def library(self) -> ctypes.CDLL:
+        """The library; compiles it if need be. Raises NoKernel when that is not possible."""
+        library = build.load(self.text, self.name)
+        library.run.argtypes, library.run.restype = [POINTER(Call)], None
+        library.squares.argtypes = [c_int64] * 2 + [c_void_p] * 7 + [c_int64]
+        library.squares.restype = c_double
+        library.approach.argtypes, library.approach.restype = [c_int64, c_void_p], None
+        return library
+
+    def numbers(self, values: Values) -> array[float]:
+        """The hyperparameters in the kernel's order."""
+        return array("d", [float(getattr(values, name)) for name in self.hypers])
+
+
+_known: dict[object, Kernel | None] = {}
+_alike: dict[object, Kernel] = {}  # a vector and a matrix often mean the same to a rule
+
+
+def kernel_of(
+    rule: Rule, mode: DecayMode, layout: Layout, form: Form, values: Values, *, share: bool = False
+) -> Kernel | None:
+    """The kernel of a rule's step, or of what it shares; None for rules that have none.
+
+    One per rule, options, place of the decay, layout of the state, and dtype; neither a model's
+    shapes nor any number of ``values`` matter.
+    """
+    options = tuple((name, getattr(values, name)) for name in rule.options)
+    text = (rule.name, rule.update, rule.model, rule.still_first, rule.weight_decay_mode)
+    key = (text, options, mode, layout, form, share)
+    if key not in _known:
+        trace = share_graph if share else step_graph
+        try:
+            name = f"{rule.name}-share" if share else rule.name
+            kernel = Kernel.of(name, trace(rule, mode, layout, values), form)
+            same = (kernel.text, kernel.name, kernel.columns, kernel.hypers)
+            _known[key] = _alike.setdefault(same, kernel)
+        except Untraceable:
+            _known[key] = None
+    return _known[key]
+
+
+def threads_for(entries: int) -> int:
+    """How many threads are worth their start."""
+    return max(1, min(torch.get_num_threads(), entries // SMALL))
+
+
+def blocks(sizes: Sequence[int]) -> tuple[array[int], array[int]]:
+    """The blocks of all rows: which row each is in, and where it starts."""
+    rows, starts = array("q"), array("q")
+    for row, size in enumerate(sizes):
+        count = -(-size // BLOCK)
+        rows.extend([row] * count)
+        starts.extend(range(0, size, BLOCK))
+    return rows, starts

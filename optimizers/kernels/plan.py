@@ -1,0 +1,207 @@
+"""What kernels do of one group's step, and what is left to the eager engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.core import DecayMode, Rule, State, Values
+from optimizers.kernels import policy
+from optimizers.kernels.build import NoKernel, tell_once
+from optimizers.kernels.kernel import kernel_of
+from optimizers.kernels.source import Form
+from optimizers.kernels.table import GRAD, REAL, Signature, Table, holds, takes
+from optimizers.kernels.trace import Layout
+from optimizers.precision import HALF, compute_dtype
+
+
+def zero_pattern(rule: Rule, values: Values) -> tuple[bool, ...]:
+    """Which hyperparameters are zero: on that the state may depend (momentum)."""
+    return tuple(getattr(values, name) == 0 for name in rule.hypers)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a group's step asks for; as long as it stays equal, so may the tables.
+
+    ``units`` says that gradients are scaled unit by unit (adaptive clipping).
+    """
+
+    rule: Rule
+    mode: DecayMode
+    options: tuple[object, ...]
+    zeros: tuple[bool, ...]
+    low_precision: str
+    units: bool
+
+
+@dataclass
+class Plan:
+    """The parameters of a group: those in tables, ``rest``, and ``absent`` without a gradient."""
+
+    wish: Wish
+    params: list[Tensor]
+    tables: list[Table] = field(default_factory=list)
+    rest: list[Tensor] = field(default_factory=list)
+    absent: list[Tensor] = field(default_factory=list)
+    found: dict[Signature, list[Tensor]] = field(default_factory=dict)  # waiting for `build`
+
+    def build(self, *, use: bool) -> None:
+        """Make tables of what was found, or leave it to the eager engine."""
+        for signature, params in self.found.items() if use else ():
+            try:
+                self.tables.append(Table(signature, params, [*map(GRAD, params)]))
+            except NoKernel as error:
+                tell_once(f"optimizers run without compiled kernels: {error}")
+        taken = {id(param) for table in self.tables for param in table.params}
+        gone = {id(param) for param in self.absent}
+        if self.found:
+            self.rest = [p for p in self.params if id(p) not in taken and id(p) not in gone]
+        self.found = {}
+
+    def holds(self, wish: Wish, params: Sequence[Tensor]) -> bool:
+        """Whether this is still how the step has to be done, if states are where they were."""
+        return (
+            self.wish == wish
+            and len(params) == len(self.params)
+            and all(map(is_, params, self.params))
+            and all(param.grad is None for param in self.absent)
+            and all(param.grad is not None for param in self.rest)
+            and all(table.same() for table in self.tables)
+        )
+
+
+class Signatures:
+    """The signature of each parameter of a group, found once for all that are alike."""
+
+    def __init__(self, wish: Wish, values: Values) -> None:
+        self.wish, self.values = wish, values
+        if wish.rule.model is not None:  # tracing has to know the names
+            initial = wish.rule.model.initial(values)
+            self.values = Values(**{**initial, **vars(values)})
+        self.known: dict[object, Signature | None] = {}
+
+    def of(self, param: Tensor, state: State) -> Signature | None:
+        """What a parameter with this state (or none) needs, or None if no kernel can do it."""
+        kinds = tuple((key, value.dtype) for key, value in state.items())
+        key = (param.dtype, param.dim() + param.is_complex() > 1, kinds)
+        if key not in self.known:
+            self.known[key] = self.find(param, state)
+        return self.known[key]
+
+    def find(self, param: Tensor, state: State) -> Signature | None:
+        """As `of`, without a memory."""
+        wish, values = self.wish, self.values
+        dtype = REAL.get(param.dtype, param.dtype)
+        if wish.low_precision == "stochastic" and dtype in HALF:
+            return None
+        wide = compute_dtype(dtype)
+        own = {key: value for key, value in state.items() if key not in ("step", "compensation")}
+        shape = (*param.shape, 2) if param.is_complex() else param.shape
+        fresh = wish.rule.state(torch.empty(shape, dtype=wide, device="meta"), values)
+        if any(value.dim() and value.shape != shape for value in fresh.values()):
+            return None  # factors, bases
+        if "step" not in state or not fresh.keys() <= own.keys():
+            own = fresh  # as it will be allocated
+        layout = Layout.of(wish.rule, values, wide, own, len(shape))
+        form = Form(dtype, wish.low_precision == "kahan" and dtype in HALF)
+        kernel = kernel_of(wish.rule, wish.mode, layout, form, values)
+        if kernel is None:
+            return None
+        if wish.rule.model is None:
+            return Signature(param.dtype, kernel, None)
+        share = kernel_of(wish.rule, wish.mode, layout, form, values, share=True)
+        return Signature(param.dtype, kernel, share) if share else None
+
+
+def sort_params(
+    wish: Wish, values: Values, params: Sequence[Tensor], states: Mapping[Tensor, State]
+) -> Plan:
+    """Find out which of a group's parameters a kernel could take."""
+    plan = Plan(wish, list(params))
+    signatures = Signatures(wish, values)
+    for param in params:
+        grad, state = param.grad, states.get(param, {})
+        if grad is None:
+            plan.absent.append(param)
+            continue
+        fits = takes(param, grad) and holds(param, state)
+        fits = fits and (not wish.units or (param.is_contiguous() and grad.is_contiguous()))
+        signature = signatures.of(param, state) if fits else None
+        if signature is None:
+            plan.rest.append(param)
+        else:
+            plan.found.setdefault(signature, []).append(param)
+    return plan
+
+
+class Planner:
+    """The plans of an optimizer's groups, and its choice of an engine."""
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+        self.known: list[Plan] = []
+        self.states: tuple[list[Tensor], list[State]] = ([], [])
+        self.use: bool | None = None if engine != "eager" else False
+
+    def plans(
+        self,
+        groups: Sequence[dict[str, Any]],
+        wishes: Sequence[Wish],
+        values: Sequence[Values],
+        states: Mapping[Tensor, State],
+        steps: int | None,
+    ) -> list[Plan]:
+        """What to do for each group in this step; ``steps`` is how many are left, if known."""
+        plans = []
+        same = self.use is not False and self.same_states(states)
+        for number, (group, wish) in enumerate(zip(groups, wishes, strict=True)):
+            params = group["params"]
+            if self.use is False:
+                rest = [param for param in params if param.grad is not None]
+                plans.append(Plan(wish, params, rest=rest))
+                continue
+            known = self.known[number] if number < len(self.known) else None
+            if known is None or not (same and known.holds(wish, params)):
+                known = sort_params(wish, values[number], params, states)
+            plans.append(known)
+        found = [item for plan in plans for item in plan.found.items()]
+        if found and self.use is None:
+            self.choose(groups, found, steps)
+        for plan in plans:
+            plan.build(use=bool(self.use))
+        self.known = [] if self.use is False else plans
+        return plans
+
+    def same_states(self, states: Mapping[Tensor, State]) -> bool:
+        """Whether each parameter has the state that it had when last remembered."""
+        return (
+            len(states) == len(self.states[0])
+            and all(map(is_, states, self.states[0]))
+            and all(map(is_, states.values(), self.states[1]))
+        )
+
+    def remember(self, states: Mapping[Tensor, State]) -> None:
+        """Take note of whose state is which, after tables have been pointed to them."""
+        if self.use:
+            self.states = [*states], [*states.values()]
+
+    def choose(
+        self,
+        groups: Sequence[dict[str, Any]],
+        found: Sequence[tuple[Signature, list[Tensor]]],
+        steps: int | None,
+    ) -> None:
+        """Choose for the rest of the run, or go on with what it began with."""
+        before = policy.chosen(groups[0]) if self.engine == "auto" else None
+        engine = before or self.engine
+        signatures = list(dict.fromkeys(signature for signature, _ in found))
+        params = [param for _, some in found for param in some]
+        self.use = policy.use_kernels(engine, signatures, params, steps)
+        for group in groups if self.engine == "auto" else ():
+            group[policy.CHOICE] = "compiled" if self.use else "eager"

@@ -1,0 +1,248 @@
+// What every kernel shares: arithmetic as torch defines it, and the walk over tensors and blocks.
+//
+// Parameters are rows of a table of pointers. A row is cut into blocks that fit the cache, blocks are
+// shared among threads, and every result depends on a block alone or is summed in the order of the
+// blocks: the number of threads changes no bit.
+
+typedef long long i64;
+struct bf16 { unsigned short bits; };
+
+#ifdef _OPENMP
+#define OMP(clauses) PRAGMA(clauses)
+#define PRAGMA(text) _Pragma(#text)
+#else
+#define OMP(clauses)
+#endif
+#define BLOCK 16384
+
+// Entries that a loop asks memory for ahead of time, a strip at once: the processor's own prefetch
+// stops at every page, and this makes a step a third faster.
+#define STRIP 64
+#define DISTANCE 512
+template <class X> static inline void ahead(const X* x) {
+  for (int byte = 0; byte < (int)(STRIP * sizeof(X)); byte += 64)
+    __builtin_prefetch((const char*)(x + DISTANCE) + byte, 0, 3);
+}
+
+static inline float root(float x) { return __builtin_sqrtf(x); }
+static inline double root(double x) { return __builtin_sqrt(x); }
+static inline float power(float x, double y) { return (float)__builtin_pow(x, y); }
+static inline double power(double x, double y) { return __builtin_pow(x, y); }
+static inline float logarithm(float x) { return (float)__builtin_log(x); }
+static inline double logarithm(double x) { return __builtin_log(x); }
+static inline float exponential(float x) { return (float)__builtin_exp(x); }
+static inline double exponential(double x) { return __builtin_exp(x); }
+static inline float magnitude(float x) { return __builtin_fabsf(x); }
+static inline double magnitude(double x) { return __builtin_fabs(x); }
+template <class X> static inline X sign(X x) { return (X)((x > 0) - (x < 0)); }
+// NaN passes through all of these, as it does in torch
+template <class X> static inline X larger(X a, X b) { return a > b || a != a ? a : b; }
+template <class X> static inline X smaller(X a, X b) { return a < b || a != a ? a : b; }
+template <class X> static inline X at_least(X x, X low) { return x < low ? low : x; }
+template <class X> static inline X at_most(X x, X high) { return x > high ? high : x; }
+template <class X> static inline X clip(X x, X bound) { return at_most(at_least(x, -bound), bound); }
+
+static inline float load(float x) { return x; }
+static inline double load(double x) { return x; }
+static inline float load(_Float16 x) { return (float)x; }
+static inline float load(bf16 x) {
+  unsigned bits = (unsigned)x.bits << 16;
+  float wide;
+  __builtin_memcpy(&wide, &bits, 4);
+  return wide;
+}
+static inline void store(float& to, float x) { to = x; }
+static inline void store(double& to, double x) { to = x; }
+static inline void store(_Float16& to, float x) { to = (_Float16)x; }
+static inline void store(bf16& to, float x) {  // to the nearest, ties to even
+  unsigned bits;
+  __builtin_memcpy(&bits, &x, 4);
+  unsigned rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to.bits = (unsigned short)(x != x ? 0x7fc0 : rounded);
+}
+// ---- kernel ----
+
+// As in table.py. A layout is {dimensions, sizes..., strides of column 0..., of column 1..., ...}
+// in elements, outermost dimension first; null for rows whose columns are dense and alike.
+struct Call {
+  i64 rows, items;
+  const i64* sizes;           // entries of each row
+  const i64* item_rows;       // blocks: which row, and where in it
+  const i64* item_starts;
+  void* const* const* columns;  // [column][row]
+  float* const* steps;        // updates that each row's state has absorbed
+  const i64* const* layouts;  // [row], or null when all are dense
+  const double* hyper;
+  const double* scales;       // [row], or null
+  const T* const* unit_scales;  // [row]: a scale per unit of the row, or null
+  const i64* unit_sizes;
+  double scale, bound, sign;
+  double* slots;              // [row][SLOTS]
+  double* sums;               // [item][SUMS]
+  i64 threads, advance;
+};
+
+static int chunk_of(i64 items, i64 threads) {
+  i64 chunk = items / (threads * 8);
+  return chunk < 1 ? 1 : chunk > 8 ? 8 : (int)chunk;
+}
+
+static void move(char* dense, char* strided, const i64* layout, i64 column, i64 start, i64 n,
+                 int width, bool back) {
+  const i64 dims = layout[0], *sizes = layout + 1, *strides = sizes + dims * (1 + column);
+  i64 index[64], offset = 0;
+  for (i64 d = dims - 1, rest = start; d >= 0; d--) {
+    index[d] = rest % sizes[d];
+    rest /= sizes[d];
+    offset += index[d] * strides[d];
+  }
+  for (i64 i = 0; i < n; i++) {
+    char* there = strided + offset * width;
+    if (back) __builtin_memcpy(there, dense + i * width, width);
+    else __builtin_memcpy(dense + i * width, there, width);
+    for (i64 d = dims - 1; d >= 0; d--) {
+      offset += strides[d];
+      if (++index[d] < sizes[d]) break;
+      offset -= sizes[d] * strides[d];
+      index[d] = 0;
+    }
+  }
+}
+
+static void block(const Call* c, int pass, i64 item, char* scratch) {
+  const i64 row = c->item_rows[item], start = c->item_starts[item];
+  const i64 left = c->sizes[row] - start, n = left < BLOCK ? left : BLOCK;
+  const i64* layout = c->layouts ? c->layouts[row] : nullptr;
+  void* at[ENTRY_COLUMNS];
+  for (int k = 0; k < ENTRY_COLUMNS; k++) {
+    char* from = (char*)c->columns[k][row];
+    at[k] = layout ? scratch + (i64)k * BLOCK * 8 : from + start * widths[k];
+    if (layout) move((char*)at[k], from, layout, k, start, n, widths[k], false);
+  }
+  const double scale = c->sign * (c->scales ? c->scales[row] : c->scale);
+  const double* s = c->slots + row * SLOTS;
+  double* sums = c->sums + item * SUMS;
+  const T* units = c->unit_scales ? c->unit_scales[row] : nullptr;
+  if (!units) {
+    entries_of[pass](n, at, s, (T)scale, (T)c->bound, sums);
+  } else {
+    double parts[SUMS + 1];
+    const i64 size = c->unit_sizes[row];
+    for (int k = 0; k < SUMS; k++)
+      if (sum_passes[k] == pass) sums[k] = 0;
+    for (i64 done = 0; done < n;) {
+      const i64 unit = (start + done) / size, end = (unit + 1) * size - start;
+      const i64 m = (end < n ? end : n) - done;
+      void* part[ENTRY_COLUMNS];
+      for (int k = 0; k < ENTRY_COLUMNS; k++) part[k] = (char*)at[k] + done * widths[k];
+      entries_of[pass](m, part, s, (T)(scale * (double)units[unit]), (T)c->bound, parts);
+      for (int k = 0; k < SUMS; k++)
+        if (sum_passes[k] == pass) sums[k] += parts[k];
+      done += m;
+    }
+  }
+  if (layout && pass == PASSES - 1)
+    for (int k = 0; k < ENTRY_COLUMNS; k++)
+      if (changes[k])
+        move((char*)at[k], (char*)c->columns[k][row], layout, k, start, n, widths[k], true);
+}
+
+static void scalars(const Call* c, int stage) {
+  for (i64 row = 0; row < c->rows; row++) {
+    double* s = c->slots + row * SLOTS;
+    const float step = *c->steps[row] + 1;
+    if (ALIKE && row && step == *c->steps[row - 1] + (c->advance ? 0 : 1)) {
+      __builtin_memcpy(s, s - SLOTS, SLOTS * sizeof(double));
+    } else {
+      void* at[COLUMNS];
+      for (int k = ENTRY_COLUMNS; k < COLUMNS; k++) at[k] = c->columns[k][row];
+      scalars_of[stage](c->hyper, step, at, s);
+    }
+    if (c->advance && stage == STAGES - 1) *c->steps[row] = step;
+  }
+}
+
+// Adds the blocks of each row, in their order, into its slots.
+static void gather_sums(const Call* c, int pass) {
+  for (int k = 0; k < SUMS; k++) {
+    if (sum_passes[k] != pass) continue;
+    for (i64 row = 0; row < c->rows; row++) c->slots[row * SLOTS + sum_slots[k]] = 0;
+    for (i64 item = 0; item < c->items; item++)
+      c->slots[c->item_rows[item] * SLOTS + sum_slots[k]] += c->sums[item * SUMS + k];
+  }
+}
+
+#define SCRATCH (ENTRY_COLUMNS * BLOCK * 8)
+
+extern "C" void run(const Call* c) {
+  for (int pass = 0; pass < PASSES; pass++) {
+    scalars(c, pass);
+    OMP(omp parallel num_threads(c->threads) if (c->threads > 1))
+    {
+      char* scratch = c->layouts ? (char*)__builtin_malloc(SCRATCH) : nullptr;
+      OMP(omp for schedule(dynamic, chunk_of(c->items, c->threads)))
+      for (i64 item = 0; item < c->items; item++) block(c, pass, item, scratch);
+      __builtin_free(scratch);
+    }
+    gather_sums(c, pass);
+  }
+  if (STAGES > PASSES) scalars(c, PASSES);
+}
+
+// Brings the objects behind Python tensors into the cache before Python visits them one by one: what
+// checking a table costs is waiting for memory. Each address is that of a live object, of whose third
+// and fourth word one points to the tensor; they are prefetched whatever they hold, never followed.
+extern "C" void approach(i64 n, const char* const* objects) {
+  for (i64 i = 0; i < n + 8; i++) {
+    if (i < n) __builtin_prefetch(objects[i], 0, 3);
+    if (i < 8) continue;
+    for (int word = 2; word < 4; word++) {
+      const char* inner = ((const char* const*)objects[i - 8])[word];
+      for (int line = 0; line < 4; line++) __builtin_prefetch(inner + 64 * line, 0, 3);
+    }
+  }
+}
+
+static double square_sum(i64 n, const STORED* x) {
+  double lanes[32] = {0}, total = 0;
+  i64 i = 0;
+  for (; i + STRIP <= n; i += STRIP) {
+    ahead(x + i + DISTANCE);
+    for (int k = 0; k < STRIP; k += 32)
+      for (int j = 0; j < 32; j++) {
+        const double v = load(x[i + k + j]);
+        lanes[j] += v * v;
+      }
+  }
+  for (; i < n; i++) lanes[i % 32] += (double)load(x[i]) * (double)load(x[i]);
+  for (int j = 0; j < 32; j++) total += lanes[j];
+  return total;
+}
+
+// Each gradient's sum of squares into `out`; their sum is the result. A layout here has the strides
+// of the gradient alone.
+extern "C" double squares(i64 rows, i64 items, const i64* sizes, const i64* item_rows,
+                          const i64* item_starts, const STORED* const* grads,
+                          const i64* const* layouts, double* parts, double* out, i64 threads) {
+  OMP(omp parallel num_threads(threads) if (threads > 1))
+  {
+    STORED* scratch = layouts ? (STORED*)__builtin_malloc(BLOCK * sizeof(STORED)) : nullptr;
+    OMP(omp for schedule(dynamic, chunk_of(items, threads)))
+    for (i64 item = 0; item < items; item++) {
+      const i64 row = item_rows[item], start = item_starts[item];
+      const i64 left = sizes[row] - start, n = left < BLOCK ? left : BLOCK;
+      const STORED* x = grads[row] + start;
+      if (layouts && layouts[row]) {
+        move((char*)scratch, (char*)grads[row], layouts[row], 0, start, n, sizeof(STORED), false);
+        x = scratch;
+      }
+      parts[item] = square_sum(n, x);
+    }
+    __builtin_free(scratch);
+  }
+  double total = 0;
+  for (i64 row = 0; row < rows; row++) out[row] = 0;
+  for (i64 item = 0; item < items; item++) out[item_rows[item]] += parts[item];
+  for (i64 row = 0; row < rows; row++) total += out[row];
+  return total;
+}

@@ -1,0 +1,289 @@
+"""Which parameters of a group a kernel takes, and the table of pointers that it takes them by.
+
+A table outlives its step: pointers, strides and dtypes are compared with what they were, which
+costs about a microsecond per parameter, and only what changed is written anew. Nothing here holds
+on to a gradient, so ``zero_grad(set_to_none=True)`` still frees them.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.core import State, Values
+from optimizers.engines import flat
+from optimizers.kernels.kernel import Call, Kernel, address, blocks, threads_for
+from optimizers.kernels.source import STORAGE
+from optimizers.precision import as_real, compute_dtype
+
+POINTER: Callable[[Tensor], int] = Tensor.data_ptr
+CONTIGUOUS: Callable[[Tensor], bool] = Tensor.is_contiguous
+NEGATED: Callable[[Tensor], bool] = Tensor.is_neg
+CONJUGATED: Callable[[Tensor], bool] = Tensor.is_conj
+VALUES: Callable[[State], Iterable[Tensor]] = dict.values
+ENTRIES: Callable[[Tensor], int] = Tensor.numel
+DTYPE = attrgetter("dtype")
+GRAD = attrgetter("grad")
+PLAIN = {Tensor, torch.nn.Parameter}
+REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+def takes(param: Tensor, grad: Tensor) -> bool:
+    """Whether a kernel can take a parameter: an ordinary one, on the CPU, with such a gradient."""
+    return (
+        type(param) in PLAIN
+        and type(grad) is Tensor
+        and param.device.type == "cpu"
+        and param.layout == grad.layout == torch.strided
+        and param.dtype == grad.dtype
+        and REAL.get(param.dtype, param.dtype) in STORAGE
+        and bool(param.numel())
+        and not (grad.is_neg() or grad.is_conj() or param.is_neg() or param.is_conj())
+        and bool(param.data_ptr())
+        and bool(grad.data_ptr())
+    )
+
+
+def holds(param: Tensor, state: Mapping[str, Any]) -> bool:
+    """Whether a kernel can take the state of a parameter."""
+    wide = compute_dtype(param.dtype)
+    for key, value in state.items():
+        if type(value) is not Tensor or value.device.type != "cpu" or value.is_neg():
+            return False
+        if key == "step":
+            if value.dtype != torch.float32 or value.dim():
+                return False
+        elif key == "compensation":
+            if value.dtype != param.dtype or value.shape != param.shape:
+                return False
+        elif value.shape == param.shape:
+            if value.dtype != wide and not (value.dtype == torch.float64 and not value.dim()):
+                return False
+        elif value.dim() or value.dtype not in (torch.float32, torch.float64):
+            return False
+    return True
+
+
+def order(layout: Tensor) -> list[int]:
+    """Dimensions from the outermost in memory to the innermost."""
+    return sorted(range(layout.dim()), key=lambda d: -layout.stride()[d])
+
+
+def describe(columns: Sequence[Tensor]) -> array[int] | None:
+    """The layout of a row as kernels read it, or None when all columns are dense and alike."""
+    if all(map(CONTIGUOUS, columns)):
+        return None
+    real = [as_real(column) for column in columns]
+    if flat(real) is not None:
+        return None
+    dims = order(real[0])
+    strides = [column.stride(d) for column in real for d in dims]
+    return array("q", [len(dims), *(real[0].shape[d] for d in dims), *strides])
+
+
+def odd_strides(tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:
+    """Where among tensors there are some that are not contiguous, and their strides."""
+    return [(i, t.stride()) for i, t in enumerate(tensors) if not t.is_contiguous()]
+
+
+def table_of(arrays: Sequence[array[Any] | None]) -> array[int] | None:
+    """A table of where arrays lie; None when there is none at all."""
+    return array("q", [address(a) or 0 for a in arrays]) if any(arrays) else None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the rows of one table have in common."""
+
+    dtype: torch.dtype  # of the parameters
+    kernel: Kernel
+    share: Kernel | None
+
+
+class Table:
+    """Parameters that one kernel takes, a row each; `bind` gives it their state."""
+
+    def __init__(self, signature: Signature, params: list[Tensor], grads: list[Tensor]) -> None:
+        self.kernel, self.share, self.dtype = signature.kernel, signature.share, signature.dtype
+        self.library = self.kernel.library()
+        self.params = params
+        self.pairs = 2 if self.dtype.is_complex else 1
+        self.sizes = array("q", [param.numel() * self.pairs for param in params])
+        self.entries = sum(self.sizes)
+        self.item_rows, self.item_starts = blocks(self.sizes)
+        self.contiguous = [*map(CONTIGUOUS, grads)]
+        self.odd = odd_strides(grads)
+        self.grad_pointers = [*map(POINTER, grads)]
+        self.grads = array("q", self.grad_pointers)
+        self.grad_layouts = [describe([grad]) for grad in grads]
+        self.grad_layout_table = table_of(self.grad_layouts)
+        self.squares = array("d", bytes(8 * len(params)))
+        self.parts = array("d", bytes(8 * len(self.item_rows)))
+        self.scale = 1.0
+        self.scales: array[float] | None = None
+        self.units: list[Tensor] | None = None
+        self.states: list[State] | None = None
+
+    # What may change between steps ----------------------------------------------------------------
+
+    def same(self) -> bool:
+        """Whether all that rows point to is of the kind it was; takes over where gradients lie."""
+        if self.states is not None:
+            self.library.approach(len(self.objects), address(self.objects))
+        grads = [*map(GRAD, self.params)]
+        objects = array("q", map(id, grads))
+        self.library.approach(len(grads), address(objects))
+        return self.same_grads(grads) and self.same_states()
+
+    def same_grads(self, grads: list[Tensor]) -> bool:
+        """Whether gradients are of the kind they were; takes over where they lie."""
+        try:
+            found = [*map(POINTER, grads)]
+        except (TypeError, RuntimeError):  # None, or without memory of its own
+            return False
+        if found != self.grad_pointers:
+            self.grad_pointers = found
+            self.grads[:] = array("q", found)
+        return (
+            {*map(type, grads)} == {Tensor}
+            and {*map(DTYPE, grads)} == {self.dtype}
+            and [*map(CONTIGUOUS, grads)] == self.contiguous
+            and all(grads[i].stride() == strides for i, strides in self.odd)
+            and not any(map(NEGATED, grads))
+            and not (self.pairs == 2 and any(map(CONJUGATED, grads)))
+            and 0 not in found
+        )
+
+    def same_states(self) -> bool:
+        """Whether parameters and the tensors of their state are what they were, where they were.
+
+        That states belong to parameters as they did is not looked at here.
+        """
+        if self.states is None:
+            return True
+        found = [*chain.from_iterable(map(VALUES, self.states))]
+        return (
+            len(found) == len(self.state_tensors)
+            and all(map(is_, found, self.state_tensors))
+            and [*map(POINTER, found)] == self.state_pointers
+            and [*map(POINTER, self.params)] == self.pointers["param"]
+            and [*map(CONTIGUOUS, self.params)] == self.contiguous_params
+            and [*map(ENTRIES, self.params)] == self.entries_of_params
+            and all(self.params[i].stride() == strides for i, strides in self.odd_params)
+        )
+
+    # Columns --------------------------------------------------------------------------------------
+
+    def bind(self, states: list[State]) -> None:
+        """Fill the columns with the parameters' state, which is there by now."""
+        self.states = states
+        kept = [key for key in self.kernel.columns if key not in ("param", "grad")]
+        self.state_tensors = [*chain.from_iterable(map(VALUES, states))]
+        self.state_pointers = [*map(POINTER, self.state_tensors)]
+        self.objects = array("q", map(id, [*self.params, *self.state_tensors]))
+        self.tensors = {key: [state[key] for state in states] for key in (*kept, "step")}
+        self.contiguous_params = [*map(CONTIGUOUS, self.params)]
+        self.entries_of_params = [*map(ENTRIES, self.params)]
+        self.odd_params = odd_strides(self.params)
+        columns = {"param": self.params, **self.tensors}
+        self.pointers = {key: [*map(POINTER, column)] for key, column in columns.items()}
+        self.columns = {key: array("q", found) for key, found in self.pointers.items()}
+        self.columns["grad"] = self.grads
+        columns["grad"] = [*map(GRAD, self.params)]
+        self.layouts = [
+            describe([columns[key][row] for key in self.kernel.entry_columns])
+            for row in range(len(self.params))
+        ]
+        self.layout_table = table_of(self.layouts)
+        kernels = [self.kernel, *([self.share] if self.share else [])]
+        self.slots = array("d", bytes(8 * max(k.slots for k in kernels) * len(self.params)))
+        most = max(k.reductions for k in kernels)
+        self.sums = array("d", bytes(8 * max(most, 1) * len(self.item_rows)))
+
+    # What kernels do ------------------------------------------------------------------------------
+
+    def square_sum(self) -> float:
+        """The sum of squares of all gradients; `squares` has that of each."""
+        return float(
+            self.library.squares(
+                len(self.params),
+                len(self.item_rows),
+                address(self.sizes),
+                address(self.item_rows),
+                address(self.item_starts),
+                address(self.grads),
+                address(self.grad_layout_table),
+                address(self.parts),
+                address(self.squares),
+                threads_for(self.entries),
+            )
+        )
+
+    def call(self, kernel: Kernel, values: Values, *, advance: bool, **changes: float) -> None:
+        """Run one of the two kernels; ``changes`` are fields of `Call`."""
+        table = array("q", [address(self.columns[key]) or 0 for key in kernel.columns])
+        hyper = kernel.numbers(values)
+        units = unit_pointers = unit_sizes = None
+        if self.units is not None:
+            units = [unit.to(self.wide).contiguous() for unit in self.units]
+            unit_pointers = array("q", [*map(POINTER, units)])
+            unit_sizes = array(
+                "q", [n // u.numel() for n, u in zip(self.sizes, units, strict=True)]
+            )
+        kernel.library().run(
+            Call(
+                rows=len(self.params),
+                items=len(self.item_rows),
+                sizes=address(self.sizes),
+                item_rows=address(self.item_rows),
+                item_starts=address(self.item_starts),
+                columns=address(table),
+                steps=address(self.columns["step"]),
+                layouts=address(self.layout_table),
+                hyper=address(hyper),
+                scales=address(self.scales),
+                unit_scales=address(unit_pointers),
+                unit_sizes=address(unit_sizes),
+                scale=self.scale,
+                slots=address(self.slots),
+                sums=address(self.sums),
+                threads=threads_for(self.entries),
+                advance=advance,
+                **changes,
+            )
+        )
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The precision of the arithmetic."""
+        return compute_dtype(REAL.get(self.dtype, self.dtype))
+
+    def run(self, values: Values, bound: float | None, maximize: bool) -> None:
+        """Step every row."""
+        limits = {"bound": math.inf if bound is None else bound, "sign": -1.0 if maximize else 1.0}
+        self.call(self.kernel, values, advance=True, **limits)
+        torch.autograd.graph.increment_version(self.params)
+
+    def newest(self) -> float:
+        """The most updates that a row's state has absorbed."""
+        return max(map(float, self.tensors["step"]))
+
+    def totals(self, values: Values, bound: float | None, maximize: bool) -> dict[str, float]:
+        """The sums over all rows that a `ModelHook` asks for."""
+        if self.share is None:
+            return {}
+        limits = {"bound": math.inf if bound is None else bound, "sign": -1.0 if maximize else 1.0}
+        self.call(self.share, values, advance=False, **limits)
+        rows, slots = len(self.params), self.share.slots
+        return {
+            name: math.fsum(self.slots[slot : rows * slots : slots])
+            for name, slot in self.share.sums.items()
+        }

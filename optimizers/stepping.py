@@ -1,0 +1,95 @@
+"""One step over all groups: norms and scales, state, and then every parameter by its engine."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optimizers import checkpoint, clipping
+from optimizers.clipping import Clip
+from optimizers.core import State
+from optimizers.engines import Batch, eager
+from optimizers.kernels.table import Table
+from optimizers.sharding import local_scale, plain
+
+
+@dataclass(frozen=True)
+class Norms:
+    """L2 norms of gradients: of the batches' own one by one, and over everything."""
+
+    own: list[float]
+    total: float
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], at_least: torch.dtype = torch.float32) -> Norms:
+        """Read every gradient once; those in tables also leave their norms there."""
+        grads = [grad for batch in batches for grad in batch.grads]
+        own = clipping.as_floats(clipping.grad_norms(grads, at_least))
+        squares = [table.square_sum() for batch in batches for table in batch.tables]
+        return cls(own, math.hypot(*own, *map(math.sqrt, squares)))
+
+
+def set_scales(clip: Clip, batches: Sequence[Batch], norms: Norms) -> None:
+    """Tell every gradient what multiplies it."""
+    grads = [grad for batch in batches for grad in batch.grads]
+    params = [param for batch in batches for param in batch.params]
+    scales = iter(clip.scales(grads, params, norms.own, norms.total))
+    for batch in batches:
+        batch.scales.extend(local_scale(next(scales)) for _ in batch.grads)
+        for table in batch.tables:
+            scale_table(clip, table, norms.total)
+
+
+def scale_table(clip: Clip, table: Table, total: float) -> None:
+    """As `set_scales`, for one table."""
+    table.scale, table.scales, table.units = 1.0, None, None
+    if clip.kind == "clip_norm":
+        table.scale = float(clipping.norm_scale(total, clip.limit))
+    elif clip.kind in clipping.SCALINGS:
+        grads = [param.grad for param in table.params if param.grad is not None]
+        scales = clip.scales(grads, table.params, [*map(math.sqrt, table.squares)], total)
+        if isinstance(scales[0], Tensor):
+            table.units = [scale for scale in scales if isinstance(scale, Tensor)]
+        else:
+            table.scales = array("d", map(float, scales))
+
+
+def prepare_rows(batch: Batch, states: Mapping[Tensor, State], allocate: Allocate) -> None:
+    """Allocate missing state, count the update, and hand the rule's tensors to the batch."""
+    params = list(batch.params)
+    for index, param in enumerate(params):
+        state = states[param]
+        allocate(param, state)
+        batch.states.append(checkpoint.rule_state(state))
+        batch.compensations.append(checkpoint.compensation(state))
+        batch.params[index] = plain(param)
+        batch.grads[index] = plain(batch.grads[index])
+    counters = [states[param]["step"] for param in params]
+    if counters:
+        torch._foreach_add_(counters, 1)
+    batch.steps.extend(counter.item() for counter in counters)
+
+
+Allocate = Callable[[Tensor, State], None]
+
+
+def prepare_tables(batch: Batch, states: Mapping[Tensor, State], allocate: Allocate) -> None:
+    """Allocate missing state, and point the tables to it."""
+    for table in batch.tables:
+        if table.states is None:
+            own = [states[param] for param in table.params]
+            for param, state in zip(table.params, own, strict=True):
+                allocate(param, state)
+            table.bind(own)
+
+
+def run(batch: Batch) -> None:
+    """Step the parameters of one group."""
+    eager(batch)
+    for table in batch.tables:
+        table.run(batch.hyper, batch.bound, batch.maximize)

@@ -1,0 +1,12 @@
+"""Kernels that the tests compile go to a folder of their own, which outlives the run."""
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels(request):
+    """Compiled once, as for a user; the user's own cache neither helps nor is touched."""
+    folder = request.config.cache.mkdir("kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
