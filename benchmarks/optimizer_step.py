@@ -137,7 +137,7 @@ class Bench:
             {BOUND: traffic}, self.device, rounds=min(rounds, 15), seconds=1.0
         )
         del traffic
-        least = 5 if self.steps == 1 else 3
+        least = 5 if self.steps == 1 else 1
         found = timing.interleaved(
             self.calls, self.device, rounds=rounds, seconds=seconds, least=least,
             prepare=self.prepare,

@@ -89,7 +89,9 @@ ELSEWHERE = ({"maximize": True}, {"weight_decay_mode": "l2"}, {"weight_decay_mod
 
 
 @SITUATIONS
-@pytest.mark.parametrize("shell", [*CLIPS, *ELSEWHERE], ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize(
+    "shell", [*CLIPS, *ELSEWHERE], ids=lambda s: "-".join(map(str, s.values()))
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.complex128])
 def test_clipping_and_decay_in_the_same_pass(rule, settings, shell, dtype):
     if dtype.is_complex and (get_rule(rule).scope != "element" or "clip_agc" in shell):
@@ -268,7 +270,9 @@ def test_dtypes_side_by_side(engine):
     assert [param.dtype for param in params] == list(dtypes)
     for param, error in zip(params, dtypes.values(), strict=True):
         rounded = [grad.to(param.dtype).double() for grad in grads]
-        wanted = expected("adamw", start.to(param.dtype).double(), rounded, lr=0.02, weight_decay=0.3)
+        wanted = expected(
+            "adamw", start.to(param.dtype).double(), rounded, lr=0.02, weight_decay=0.3
+        )
         close(param, wanted, error)
 
 
