@@ -172,7 +172,8 @@ class Blocks:
 
     Each of ``passes`` maps ``(grad, param, state, hyper, t, known)`` of some rows to what later
     passes have to know of all of them: it is added up, but for the names in ``per_row``, which
-    belong to the rows they come from. ``finish`` is then the update of some rows. State with one
+    belong to the rows they come from; "whole" is in ``known`` if these are all rows, and then a
+    pass may leave large results there. ``finish`` is then the update of some rows. State with one
     entry per row is cut with them; the rest of it has to come out the same for every block.
     """
 
@@ -184,7 +185,7 @@ class Blocks:
         self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
     ) -> tuple[Tensor, State]:
         """All rows as one block: the `Rule.update` of a parameter of any shape."""
-        known: Known = {}
+        known: Known = {"whole": True}
         for each in self.passes:
             known |= each(grad, param, state, hyper, t, known)
         return self.finish(grad, param, state, hyper, t, known)

@@ -29,7 +29,7 @@ from optimizers.precision import compute_dtype, narrow, noise_source, widen
 from optimizers.stacks import gather, over_stack, scatter, stacks
 
 CHUNK = 2**17  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
-ROWS = 2**19  # elements of a block of rows, which take several passes
+ROWS = 2**20  # elements of a block of rows, which take several passes
 
 
 @dataclass(frozen=True)
