@@ -8,16 +8,28 @@ more than the rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optimizers.core import DecayMode, Rule, Scalar, State, Values, add_scaled, advance
+from optimizers.core import (
+    Blocks,
+    DecayMode,
+    Known,
+    Rule,
+    Scalar,
+    State,
+    Values,
+    add_scaled,
+    advance,
+)
 from optimizers.precision import compute_dtype, narrow, noise_source, widen
+from optimizers.stacks import gather, over_stack, scatter, stacks
 
 CHUNK = 2**17  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
+ROWS = 2**20  # elements of a block of rows, which take several passes
 
 
 @dataclass(frozen=True)
@@ -117,20 +129,72 @@ def chunks(rule: Rule, piece: Piece) -> Iterator[Piece]:
         yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
 
 
+def row_blocks(piece: Piece) -> Iterator[Piece]:
+    """Views of some rows of a matrix each, and of the state that has an entry per row."""
+    height, width = piece.param.shape
+    rows = max(1, ROWS // width)
+    extra = [] if piece.compensation is None else [piece.compensation]
+    tall = {key: value for key, value in piece.state.items() if value.shape[:1] == (height,)}
+    cuts = (torch.split(t, rows) for t in (piece.param, piece.grad, *extra, *tall.values()))
+    for part, grad, *rest in zip(*cuts, strict=True):
+        state = {**piece.state, **dict(zip(tall, rest[len(extra) :], strict=True))}
+        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
+
+
+def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
+    """Blocks of rows, each with the rule that knows the sums over all of them."""
+    parts = list(row_blocks(piece))
+    known: list[Known] = [{} for _ in parts]
+    for sums in blocks.passes:
+        found = []
+        for part, before in zip(parts, known, strict=True):
+            grad, param = prepare(batch, part), widen(part.param, part.compensation)
+            if batch.mode == "l2":
+                grad = add_scaled(grad, param, batch.hyper.weight_decay)
+            found.append(sums(grad, param, part.state, batch.hyper, part.t, before))
+        shared = found[0].keys() - set(blocks.per_row)
+        total: Known = {key: sum(row[key] for row in found) for key in shared}
+        known = [{**before, **row, **total} for before, row in zip(known, found, strict=True)]
+    for part, all_rows in zip(parts, known, strict=True):
+        yield replace(batch.rule, update=blocks.knowing(all_rows)), part
+
+
+def parts_of(batch: Batch, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
+    """A parameter in pieces that fit the cache, and the rule for each."""
+    blocks = batch.rule.blocks
+    big = piece.param.numel() > ROWS and not isinstance(piece.scale, Tensor)
+    if blocks is not None and big and piece.param.dim() == 2:
+        yield from in_rows(batch, blocks, piece)
+    else:
+        yield from ((batch.rule, part) for part in chunks(batch.rule, piece))
+
+
+def step_part(batch: Batch, rule: Rule, part: Piece, noise: torch.Generator | None = None) -> State:
+    """Step what fits the cache; returns the new state."""
+    param = widen(part.param, part.compensation)
+    grad = prepare(batch, part)
+    new, state = advance(rule, batch.mode, grad, param, part.state, batch.hyper, part.t)
+    narrow(part.param, new, part.compensation, noise)
+    return state
+
+
 def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
-    """Step one parameter, chunk by chunk."""
-    scalars: State = {}
-    for part in chunks(batch.rule, piece):
-        param = widen(part.param, part.compensation)
-        grad = prepare(batch, part)
-        new, state = advance(batch.rule, batch.mode, grad, param, part.state, batch.hyper, part.t)
-        narrow(part.param, new, part.compensation, noise)
-        for key, value in state.items():
-            if value.shape == part.param.shape:
+    """Step one parameter, piece by piece."""
+    shared: State = {}
+    for rule, part in parts_of(batch, piece):
+        for key, value in step_part(batch, rule, part, noise).items():
+            if part.state[key] is not piece.state[key]:
                 part.state[key].copy_(value)
-            else:  # all chunks have to see the old one
-                scalars[key] = value
-    store(piece.state, scalars)
+            else:  # all pieces have to see the old one
+                shared[key] = value
+    store(piece.state, shared)
+
+
+def step_stack(batch: Batch, pieces: Sequence[Piece]) -> None:
+    """Step small parameters of one shape together."""
+    stack = gather(pieces)
+    state = step_part(batch, over_stack(batch.rule, stack.state), stack)
+    scatter(replace(stack, state=state), pieces)
 
 
 def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
@@ -152,10 +216,11 @@ def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None
 
 
 def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None:
-    """Run the rule tensor by tensor with ordinary torch operations.
+    """Run the rule with ordinary torch operations, on each parameter or on stacks of them.
 
     ``compiled`` may step a piece itself; it says whether it did.
     """
+    ordinary = []
     for index, piece in enumerate(batch.pieces()):
         if not piece.param.numel():  # norms and factors of nothing are not defined
             continue
@@ -163,7 +228,17 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
             continue
         half = batch.stochastic and piece.param.dtype != compute_dtype(piece.param.dtype)
         noise = noise_source(piece.param.device, piece.t, index) if half else None
-        (step_rows if piece.grad.is_sparse else step_dense)(batch, piece, noise)
+        if piece.grad.is_sparse:
+            step_rows(batch, piece, noise)
+        elif noise is not None:
+            step_dense(batch, piece, noise)
+        else:
+            ordinary.append(piece)
+    for pieces in stacks(ordinary):
+        if len(pieces) == 1:
+            step_dense(batch, pieces[0], None)
+        else:
+            step_stack(batch, pieces)
 
 
 def store(state: State, new: State) -> None:

@@ -29,7 +29,12 @@ LAYERS = {
             "optimizers.mistakes",
             "optimizers.monitor",
         ),
-        ("optimizers.engines", "optimizers.population", "optimizers.scheduling"),
+        (
+            "optimizers.stacks",
+            "optimizers.engines",
+            "optimizers.population",
+            "optimizers.scheduling",
+        ),
         ("optimizers.checkpoint",),
         ("optimizers.kernels",),
         ("optimizers.points", "optimizers.stepping"),

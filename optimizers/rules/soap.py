@@ -6,6 +6,9 @@ implementation in what the paper leaves open: the first gradient only starts the
 parameter and does not count for the bias correction; a refresh is one power iteration and a QR
 decomposition, with eigenvectors sorted by their estimated eigenvalues.
 
+Both moments are kept in the bases and turned when these are, so that a step rotates the gradient
+and its direction alone; rotations are linear, so nothing else changes.
+
 Every dimension of at most ``max_precond_dim`` has a Gram matrix and a basis; the others, vectors
 and scalars are left as they are, which is plain Adam where no dimension is left.
 """
@@ -47,14 +50,17 @@ def grams(grad: Tensor, state: State, decay: Scalar) -> State:
     new: State = {}
     for dim in range(grad.dim()):
         if f"gram_{dim}" in state:
-            rows = grad.movedim(dim, 0).flatten(1)
-            new[f"gram_{dim}"] = ema(state[f"gram_{dim}"], rows @ rows.mT, decay)
+            rows, old = grad.movedim(dim, 0).flatten(1), state[f"gram_{dim}"]
+            if isinstance(decay, Tensor):
+                new[f"gram_{dim}"] = ema(old, rows @ rows.mT, decay)
+            else:
+                new[f"gram_{dim}"] = torch.addmm(old, rows, rows.mT, beta=decay, alpha=1 - decay)
     return new
 
 
 def first_bases(state: State) -> State:
-    """The eigenvectors of the Gram matrices, largest eigenvalue first."""
-    new = {"exp_avg_sq": state["exp_avg_sq"]}
+    """The eigenvectors of the Gram matrices, largest eigenvalue first; nothing has moments yet."""
+    new = moments_of(state)
     for name in [name for name in state if name.startswith("gram")]:
         vectors = torch.linalg.eigh(state[name]).eigenvectors
         new[name.replace("gram", "basis")] = vectors.flip(-1)
@@ -62,48 +68,70 @@ def first_bases(state: State) -> State:
 
 
 def refreshed_bases(state: State) -> State:
-    """One power iteration and QR for each basis; the second moment follows the sorting."""
-    new = {"exp_avg_sq": state["exp_avg_sq"]}
+    """One power iteration and QR for each basis; the moments follow."""
+    new = moments_of(state)
     for name in [name for name in state if name.startswith("gram")]:
         basis = state[name.replace("gram", "basis")]
         power = state[name] @ basis
         order = torch.argsort((basis * power).sum(0), descending=True)
         dim = int(name.removeprefix("gram_"))
         new["exp_avg_sq"] = new["exp_avg_sq"].index_select(dim, order)
-        new[name.replace("gram", "basis")] = torch.linalg.qr(power.index_select(1, order)).Q
+        new[name.replace("gram", "basis")] = orthonormal(power.index_select(1, order))
+    new["exp_avg"] = rotate(rotate(state["exp_avg"], state, back=True), new)
     return new
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    """The Q of a QR decomposition, without the time that R would take."""
+    product: Tensor = torch.linalg.householder_product(*torch.geqrf(matrix))
+    return product
+
+
+def moments_of(state: State) -> State:
+    """Adam's moments, which are kept in the bases."""
+    return {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
 
 
 def kept_bases(state: State) -> State:
     """What the bases of the other functions replace, as it was."""
+    return {key: value for key, value in state.items() if not key.startswith("gram")}
+
+
+def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar) -> State:
+    """Adam in the bases; ``t`` counts the steps that moved something."""
+    rotated = rotate(grad, state)
+    exp_avg = ema(state["exp_avg"], rotated, hyper.beta1)
+    exp_avg_sq = ema_square(state["exp_avg_sq"], rotated, hyper.beta2)
+    t = where(t < 1, 1.0, t)
+    correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
+    scaled = exp_avg / (exp_avg_sq.sqrt() + hyper.eps) * correction
     return {
-        key: value for key, value in state.items() if key == "exp_avg_sq" or key.startswith("basis")
+        "direction": rotate(scaled, state, back=True),
+        "exp_avg": exp_avg,
+        "exp_avg_sq": exp_avg_sq,
     }
 
 
-def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar) -> tuple[Tensor, State]:
-    """Adam with its second moment in the bases; ``t`` counts the steps that moved something."""
-    exp_avg = ema(state["exp_avg"], grad, hyper.beta1)
-    exp_avg_sq = ema_square(state["exp_avg_sq"], rotate(grad, state), hyper.beta2)
-    direction = rotate(rotate(exp_avg, state) / (exp_avg_sq.sqrt() + hyper.eps), state, back=True)
-    t = where(t < 1, 1.0, t)
-    correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
-    return direction * correction, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+def no_step(grad: Tensor, state: State) -> State:
+    """What becomes of the first gradient, which only starts the bases."""
+    return {"direction": torch.zeros_like(grad), **moments_of(state)}
 
 
 def update(
     grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
 ) -> tuple[Tensor, State]:
     """A step in the present bases; the gradient enters them only afterwards."""
-    first = t == 1
-    direction, moments = adam_step(grad, state, hyper, t - 1)
-    direction = where(first, torch.zeros_like(direction), direction)
-    moments = choose(first, lambda: {key: state[key] for key in moments}, lambda: moments)
+    first, due = t == 1, (t - 1) % hyper.precondition_frequency == 0
+    step = choose(first, lambda: no_step(grad, state), lambda: adam_step(grad, state, hyper, t - 1))
+    direction = step.pop("direction")
     decay = where(hyper.shampoo_beta < 0, hyper.beta2, hyper.shampoo_beta)
-    new = {**state, **moments, **grams(grad, state, decay)}
-    due = (t - 1) % hyper.precondition_frequency == 0
-    later = choose(due, lambda: refreshed_bases(new), lambda: kept_bases(new))
-    return direction, {**new, **choose(first, lambda: first_bases(new), lambda: later)}
+    new = {**state, **step, **grams(grad, state, decay)}
+    bases = choose(
+        first,
+        lambda: first_bases(new),
+        lambda: choose(due, lambda: refreshed_bases(new), lambda: kept_bases(new)),
+    )
+    return direction, {**new, **bases}
 
 
 def init(param: Tensor, hyper: Values) -> State:

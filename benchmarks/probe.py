@@ -1,0 +1,85 @@
+"""What needs a process of its own: memory, and the time to the first step.
+
+    python -m benchmarks.probe memory RULE ENGINE MODEL THREADS
+    python -m benchmarks.probe first RULE ENGINE MODEL THREADS
+
+prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+from benchmarks import models, timing
+from benchmarks.ours import ours
+
+STEPS = 3
+
+
+def prepared(rule: str, engine: str, model: str) -> tuple[Any, int]:
+    """An optimizer whose parameters have gradients, and the bytes of the parameters."""
+    shapes = models.MODELS[model]()
+    named = models.parameters(shapes, "cpu", torch.float32)
+    for (_, param), grad in zip(named, models.gradients(shapes, "cpu", torch.float32), strict=True):
+        param.grad = grad
+    optimizer = ours(rule, named, engine)
+    return optimizer, sum(param.nbytes for _, param in named)
+
+
+def memory(rule: str, engine: str, model: str) -> dict[str, Any]:
+    """Bytes that a step needs beyond parameters, gradients and the rule's own state."""
+    warm, _ = prepared(rule, engine, "tiny")  # code, thread pools and kernels are loaded by this
+    for _ in range(STEPS):
+        warm.step()
+    optimizer, parameters = prepared(rule, engine, model)
+    before = timing.resident()
+    timing.forget_peak()
+    for _ in range(STEPS):
+        optimizer.step()
+    tensors = [t for state in optimizer.state.values() for t in state.values()]
+    state = sum(tensor.nbytes for tensor in tensors)
+    extra = max(0, timing.resident(peak=True) - before - state)
+    return {"parameters": parameters, "state": state, "extra": extra}
+
+
+def first(rule: str, engine: str, model: str) -> dict[str, Any]:
+    """Seconds that the first step takes more than a later one."""
+    optimizer, _ = prepared(rule, engine, model)
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        optimizer.step()
+        times.append(time.perf_counter() - start)
+    return {"seconds": times[0] - min(times[1:])}
+
+
+def run(kind: str, rule: str, engine: str, model: str, threads: int, **env: str) -> dict[str, Any]:
+    """One probe in a new process; raises RuntimeError with the last line of what went wrong."""
+    command = [sys.executable, "-m", "benchmarks.probe", kind, rule, engine, model, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env})
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def compile_time(rule: str, engine: str, threads: int) -> dict[str, Any]:
+    """Seconds until the first step is done, with an empty cache on disk and with a full one."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("XDG_CACHE_HOME", "HOME", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
+        env = dict.fromkeys(names, folder)
+        cold, warm = (run("first", rule, engine, "tiny", threads, **env) for _ in range(2))
+    return {"rule": rule, "engine": engine, "cold": cold["seconds"], "warm": warm["seconds"]}
+
+
+if __name__ == "__main__":
+    KIND, RULE, ENGINE, MODEL, THREADS = sys.argv[1:]
+    torch.set_num_threads(int(THREADS))
+    print(json.dumps({"memory": memory, "first": first}[KIND](RULE, ENGINE, MODEL)))

@@ -1,0 +1,105 @@
+"""Stacks of small parameters and blocks of rows: the same steps as one parameter at a time."""
+
+import pytest
+import torch
+from torch import nn
+
+import optimizers
+from optimizers import engines, stacks
+from optimizers.rules import muon
+from tests.optimizers.helpers import generator
+
+SHAPES = ((6,), (6,), (4, 3), (4, 3), (4, 3), (6,), (2, 3, 2, 2), (2, 3, 2, 2), ())
+STEPS = 4
+
+
+def run(rule, shapes, together, dtype=torch.float64, steps=STEPS, late=(), **arguments):
+    """Parameters after some steps, in one optimizer or in one each; some begin a step later."""
+    source = generator("pieces", len(shapes))
+    params = [
+        nn.Parameter(torch.randn(shape, generator=source, dtype=torch.float64).to(dtype))
+        for shape in shapes
+    ]
+    owners = [params] if together else [[param] for param in params]
+    opts = [optimizers.create(rule, own, engine="eager", **arguments) for own in owners]
+    for step in range(steps):
+        for index, param in enumerate(params):
+            grad = torch.randn(param.shape, generator=source, dtype=torch.float64).to(dtype)
+            param.grad = None if step == 0 and index in late else grad
+        for opt in opts:
+            opt.step()
+    return [param.detach() for param in params]
+
+
+# prodigy's sums are over all parameters of an optimizer, so that one alone is something else
+@pytest.mark.parametrize("rule", [name for name in optimizers.names() if name != "prodigy"])
+def test_a_stack_steps_as_its_parameters_do_alone(rule):
+    arguments = {"late": (1, 3)}
+    apart = run(rule, SHAPES, False, **arguments)
+    for alone, stacked in zip(apart, run(rule, SHAPES, True, **arguments), strict=True):
+        torch.testing.assert_close(stacked, alone, rtol=1e-12, atol=1e-14)
+
+
+def test_half_precision_is_compensated_in_a_stack():
+    shapes, arguments = ((5,),) * 4, {"dtype": torch.bfloat16, "steps": 40, "lr": 1e-4}
+    apart = run("adamw", shapes, False, **arguments)
+    for alone, stacked in zip(apart, run("adamw", shapes, True, **arguments), strict=True):
+        assert torch.equal(stacked, alone)
+
+
+def test_stacks_hold_what_is_alike_and_fits(monkeypatch):
+    monkeypatch.setattr(stacks, "MOST", 10)
+    seen = []
+    gather = engines.gather
+    monkeypatch.setattr(
+        engines, "gather", lambda pieces: (seen.append(len(pieces)), gather(pieces))[1]
+    )
+    run("adamw", ((3,),) * 5 + ((3, 1),) * 2 + ((6,),) * 2, True, steps=1)
+    assert seen == [3, 2, 2]  # three of three entries; a vector of six is half of all there may be
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["l2", "decoupled"])
+def test_adafactor_in_blocks_of_rows(monkeypatch, dtype, mode):
+    arguments = {
+        "dtype": dtype, "weight_decay_mode": mode, "weight_decay": 0.1, "lr": 0.3, "clip_norm": 2.0
+    }  # fmt: skip
+    shapes = ((23, 5), (4, 3, 2, 2), (7,))
+    whole = run("adafactor", shapes, True, **arguments)
+    monkeypatch.setattr(engines, "ROWS", 20)
+    seen = []
+    row_blocks = engines.row_blocks
+    monkeypatch.setattr(
+        engines, "row_blocks", lambda piece: (seen.append(piece), row_blocks(piece))[1]
+    )
+    cut = run("adafactor", shapes, True, **arguments)
+    assert {tuple(piece.param.shape) for piece in seen} == {(23, 5)}
+    for first, second in zip(whole, cut, strict=True):
+        error = 1e-12 if dtype == torch.float64 else 1e-2
+        torch.testing.assert_close(second, first, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("shape", [(4, 40), (40, 4), (6, 12), (5, 5)])
+@pytest.mark.parametrize("ns_steps", [1, 5, 12])
+def test_muon_iterates_on_gram_matrices_as_on_the_matrix(shape, ns_steps):
+    hyper = optimizers.get_rule("muon").values(
+        ns_steps=ns_steps, ns_a=1.875, ns_b=-1.25, ns_c=0.375
+    )
+    source = generator(shape)
+    matrix = torch.randn(shape, generator=source, dtype=torch.float64)
+    wide = matrix if shape[0] <= shape[1] else matrix.mT
+    plain = muon.by_products(wide / wide.norm(), hyper, ns_steps)
+    expected = plain if shape[0] <= shape[1] else plain.mT
+    torch.testing.assert_close(muon.orthogonalized(matrix, hyper), expected, rtol=0, atol=1e-11)
+    single = muon.orthogonalized(matrix.float(), hyper)
+    torch.testing.assert_close(single.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_singular_matrices_stay_finite_on_their_gram_matrices():
+    source = generator("singular")
+    left, right = (torch.randn(size, generator=source) for size in ((8, 2), (2, 64)))
+    hyper = optimizers.get_rule("muon").values(ns_steps=30)
+    values = torch.linalg.svdvals(muon.orthogonalized(left @ right, hyper))
+    assert values.isfinite().all()
+    assert values[:2].min() > 0.6
+    assert values.max() < 1.3
