@@ -73,6 +73,7 @@ _SGD: dict[str, Any] = {
     "schedule": "cosine",
     "weight_decay": (1e-7, 1e-2),
     "momentum": ("momentum", 0.5, 0.99),
+    "lr": (1e-5, 10.0),
 }
 
 SCENARIOS = {

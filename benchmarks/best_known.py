@@ -24,8 +24,8 @@ from benchmarks.trial_batches import execute
 from tuner.space import Point
 
 KNOWN = Path(__file__).with_name("best_known.json")
-FIRST, ROUND, ROUNDS, PARENTS = 256, 96, 2, 16
-FINALISTS, FINALIST_SEEDS, BEST, BEST_SEEDS = 24, 5, 4, 20
+FIRST, ROUND, ROUNDS, PARENTS = 128, 64, 2, 12
+FINALISTS, FINALIST_SEEDS, BEST, BEST_SEEDS = 16, 5, 3, 20
 # Seeds that no tuner uses: 30_000 to find, 31_000 to choose, 32_000 to judge.
 FIND, CHOOSE, JUDGE = 30_000, 31_000, 32_000
 
