@@ -9,30 +9,23 @@ import numpy as np
 from tuner.compare.verdicts import ArmScores, Comparison, compare
 from tuner.errors import NoCompletedTrialError
 from tuner.records import LrCurve, Trial
-from tuner.space import arm_space
 from tuner.spec import StudySpec
 from tuner.stages import (
     OPEN,
     History,
     better_first,
     candidates,
-    chosen_point,
-    judging_stages,
+    full_trials,
+    judged_trials,
+    looks,
+    unresolved_bounds,
 )
-
-_EDGE = 0.05  # of an axis (in its own scale): a best point this close to an end lies on the bound
 
 
 def arm_scores(spec: StudySpec, history: History, arm: str) -> ArmScores:
     """The judged scores of an arm: those of seeds that took no part in any choice."""
     section = spec.arm(arm)
-    point = chosen_point(spec, history, arm)
-    judged = [
-        t
-        for stage in judging_stages(spec)
-        for t in history.of(stage, arm)
-        if t.state not in OPEN and t.point == point
-    ]
+    judged = judged_trials(spec, history, arm)
     explored = better_first(spec, history.of("explore", arm))
     return ArmScores(
         name=arm,
@@ -43,24 +36,8 @@ def arm_scores(spec: StudySpec, history: History, arm: str) -> ArmScores:
         scores=[t.value for t in judged],
         explored=len(explored),
         explored_values=[t.value for t in explored if t.value is not None],
-        flags=bound_flags(spec, history, arm),
+        flags=unresolved_bounds(spec, history, arm),
     )
-
-
-def bound_flags(spec: StudySpec, history: History, arm: str) -> list[str]:
-    """ "at-bound-lr" when the chosen learning rate lies on the edge of the searched box.
-
-    Then a better one may lie outside, and the arm cannot be called worse. A weight decay on its
-    bound is no such reason: towards zero it simply stops to matter.
-    """
-    point = chosen_point(spec, history, arm)
-    if point is None:
-        return []
-    lr = next(d for d in arm_space(spec, spec.arm(arm), history.curve(arm)) if d.name == "lr")
-    if lr.low == lr.high or not lr.contains(point["lr"]):
-        return []
-    place = np.log(point["lr"] / lr.low) / np.log(lr.high / lr.low)
-    return ["at-bound-lr"] if place < _EDGE or place > 1 - _EDGE else []
 
 
 def compare_study(
@@ -96,13 +73,12 @@ def compare_study(
         spec.study.direction,
         metric=spec.study.metric,
         margin=spec.study.margin,
+        looks=max(1, len(looks(spec))),
         rng=np.random.default_rng(spec.study.seed),
     )
 
 
 def _without_candidate(spec: StudySpec, history: History, arm: str) -> bool:
     explored = history.of("explore", arm)
-    over = len(explored) == spec.budget.trials_per_arm and all(
-        t.state not in OPEN for t in explored
-    )
+    over = len(explored) >= full_trials(spec, arm) and all(t.state not in OPEN for t in explored)
     return over and not candidates(spec, history, arm)

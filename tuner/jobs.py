@@ -11,7 +11,7 @@ from tuner.errors import TaskError, UsageError
 from tuner.executors.base import Executor, Finished
 from tuner.records import Job, Outcome, Trial
 from tuner.spec import StudySpec
-from tuner.stages import History, next_trials
+from tuner.stages import History, evaluations_of, next_trials
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ def job_of(spec: StudySpec, trial: Trial, places: Places) -> Job:
     """What a worker has to know to run a trial."""
     budget, ranging = spec.budget, trial.stage == "lr-range"
     length: dict[str, Any] = (
-        {"max_steps": budget.lr_range_steps}
-        if ranging
-        else {k: getattr(budget, k) for k in ("max_steps", "max_epochs", "max_examples")}
+        {"max_steps": budget.lr_range_steps} if ranging else scaled_length(spec, trial.length)
     )
     return Job(
         id=str(trial.number),
@@ -39,13 +37,23 @@ def job_of(spec: StudySpec, trial: Trial, places: Places) -> Job:
         seed=trial.seed,
         metric=spec.study.metric,
         direction=spec.study.direction,
-        evaluations=budget.evaluations,
+        evaluations=evaluations_of(spec, trial.length),
         stop_rules=trial.stop_rules,
         micro_batch=trial.micro_batch,
         checkpoint=None if ranging else str(places.checkpoints / f"{trial.number}.pt"),
         checkpoint_seconds=spec.run.checkpoint_seconds,
         **length,
     )
+
+
+def scaled_length(spec: StudySpec, length: float) -> dict[str, Any]:
+    """The length of a run that is a part of a full trial, in the unit of the study file."""
+    budget = spec.budget
+    return {
+        "max_steps": budget.max_steps and max(1, round(budget.max_steps * length)),
+        "max_epochs": budget.max_epochs and budget.max_epochs * length,
+        "max_examples": budget.max_examples and max(1, round(budget.max_examples * length)),
+    }
 
 
 def check_job(spec: StudySpec, places: Places) -> Job:

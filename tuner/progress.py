@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +15,9 @@ from rich.text import Text
 from tuner.executors.base import Slot
 from tuner.records import Trial
 from tuner.spec import StudySpec
+from tuner.standing import Left
+
+_NO_SCORE = ("lr-range", "screen")  # a range test, and short runs whose scores are no full ones
 
 
 class Reporter(Protocol):
@@ -23,6 +25,9 @@ class Reporter(Protocol):
 
     def study_started(self, slots: Sequence[Slot], total: int, finished: Sequence[Trial]) -> None:
         """A study starts or goes on: at most `total` trials, some of them finished already."""
+
+    def plan_changed(self, total: int, left: Left) -> None:
+        """The study has `total` trials at most, and `left` is what they still cost."""
 
     def trial_started(self, slot: int, trial: Trial) -> None:
         """A slot took a trial."""
@@ -48,34 +53,36 @@ class Scoreboard:
         self.best: dict[str, Trial] = {}
         self.done = 0
         self.total = 0
-        self._seconds = 0.0
-        self._slots = 1
+        self.left: Left | None = None
 
-    def start(self, slots: int, total: int, finished: Sequence[Trial]) -> None:
+    def start(self, total: int, finished: Sequence[Trial]) -> None:
         """Begin with what is finished already."""
-        self._slots, self.total = slots, total
+        self.total = total
         for trial in finished:
             self.add(trial)
 
     def add(self, trial: Trial) -> None:
         """Count a finished trial."""
         self.done += 1
-        self._seconds += trial.wall_seconds
         best = self.best.get(trial.arm)
         sign = 1.0 if self.spec.study.direction == "minimize" else -1.0
-        if trial.state != "completed" or trial.value is None or trial.stage == "lr-range":
+        if trial.state != "completed" or trial.value is None or trial.stage in _NO_SCORE:
             return
         if best is None or sign * trial.value < sign * (best.value or 0.0):
             self.best[trial.arm] = trial
 
     def time_left(self) -> str:
-        """From the mean time of the finished trials; "?" before there are any."""
-        if not self.done:
-            return "?"
-        seconds = (self.total - self.done) * self._seconds / self.done / self._slots
-        minutes, seconds = divmod(round(max(seconds, 0)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        """At most, from the time of the finished trials; "?" before there are any."""
+        return clock(None if self.left is None else self.left.seconds)
+
+
+def clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds; "?" for an unknown time."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def describe(trial: Trial, metric: str) -> str:
@@ -102,9 +109,14 @@ class LineReporter:
 
     def study_started(self, slots: Sequence[Slot], total: int, finished: Sequence[Trial]) -> None:
         """Say where trials run."""
-        self._board.start(len(slots), total, finished)
+        self._board.start(total, finished)
         places = ", ".join(s.device for s in slots)
-        self.message(f"{total} trials on {len(slots)} slots ({places}); {len(finished)} done")
+        where = f"{len(slots)} slots ({places})"
+        self.message(f"at most {total} trials on {where}; {len(finished)} done")
+
+    def plan_changed(self, total: int, left: Left) -> None:
+        """For the next line."""
+        self._board.total, self._board.left = total, left
 
     def trial_started(self, slot: int, trial: Trial) -> None:
         """Nothing: the end of a trial is news enough."""
@@ -150,11 +162,10 @@ class LiveReporter:
         self._live = Live(
             get_renderable=self._render, console=console, refresh_per_second=4, transient=True
         )
-        self._began = time.monotonic()
 
     def study_started(self, slots: Sequence[Slot], total: int, finished: Sequence[Trial]) -> None:
         """Draw the bars."""
-        self._board.start(len(slots), total, finished)
+        self._board.start(total, finished)
         for slot in slots:
             self._slots[slot.index] = self._progress.add_task(
                 "starting", place=slot.device, total=None
@@ -164,6 +175,11 @@ class LiveReporter:
 
     def _update_study(self) -> None:
         self._progress.update(self._study, completed=self._board.done, total=self._board.total)
+
+    def plan_changed(self, total: int, left: Left) -> None:
+        """Draw the new end of the study's bar."""
+        self._board.total, self._board.left = total, left
+        self._update_study()
 
     def trial_started(self, slot: int, trial: Trial) -> None:
         """Start the slot's bar again."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 Direction = Literal["minimize", "maximize"]
-Stage = Literal["defaults", "lr-range", "explore", "confirm", "decide"]
+Stage = Literal["calibrate", "defaults", "lr-range", "screen", "explore", "confirm", "decide"]
 TrialState = Literal["running", "interrupted", "completed", "diverged", "pruned", "failed"]
 StudyState = Literal["running", "stopped", "completed", "failed"]
 # usage_error: a name or argument that the task or the library does not have
@@ -157,9 +157,11 @@ class Trial(Record):
     params: dict[str, Any] = {}  # what the run used: lr, batch_size, weight_decay, ...
     configuration: Configuration
     stop_rules: tuple[StopRule, ...] = ()
+    length: float = 1.0  # of a full trial; below it a shorter run, its schedule rescaled
     value: float | None = None
     metrics: dict[str, float] = {}  # all metrics of the last evaluation
     steps: int = 0
+    examples: int = 0  # training examples seen
     wall_seconds: float = 0.0
     attempts: int = 1
     micro_batch: int | None = None

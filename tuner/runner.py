@@ -20,13 +20,23 @@ from tuner.executors.base import Event, Executor, Progress
 from tuner.jobs import Places, half_batch, job_of
 from tuner.lease import renew_lease, take_lease
 from tuner.progress import Reporter
-from tuner.records import Evaluation, LrCurve, Outcome, Study, StudyState, Trial
+from tuner.records import Evaluation, LrCurve, Outcome, Stage, Study, StudyState, Trial
 from tuner.spec import StudySpec
-from tuner.stages import OPEN, History, next_trials, stage_sizes
+from tuner.stages import (
+    OPEN,
+    History,
+    calibration,
+    expected_sizes,
+    next_trials,
+    resolved,
+    widenings,
+)
+from tuner.standing import known_limits, remaining
 from tuner.store.base import Store
 
 HEARTBEAT_SECONDS = 2.0
 _POLL_SECONDS = 0.5
+_PRUNED_STAGES = ("screen", "explore")
 _BUGS = ("user_error", "usage_error", "internal")
 
 
@@ -69,7 +79,7 @@ def load_history(store: Store, study: str, metric: str) -> History:
     evaluations = {
         n: metric_values(store.evaluations(study, n), metric)
         for n, t in trials.items()
-        if t.stage == "explore" and t.state == "completed"
+        if t.stage in _PRUNED_STAGES and t.state == "completed"
     }
     return History(trials, store.lr_curves(study), evaluations)
 
@@ -95,6 +105,7 @@ class Coordinator:
     _kills: Counter[int] = field(init=False, default_factory=Counter)
     _bugs: Counter[str] = field(init=False, default_factory=Counter)
     _fits: dict[str, int] = field(init=False, default_factory=dict)  # largest micro-batch, by arm
+    _stage: Stage | None = field(init=False, default=None)
     _heartbeat: float = field(init=False, default=0.0)
     _stop_requested: bool = field(init=False, default=False)
 
@@ -137,7 +148,11 @@ class Coordinator:
         self._trials = dict(history.trials)
         self._curves, self._values = dict(history.curves), dict(history.evaluations)
         finished = [t for t in self._trials.values() if t.state not in OPEN]
-        total = sum(stage_sizes(self.spec).values())
+        self._fits = known_limits(list(self._trials.values()))
+        self._bugs = Counter(
+            t.failure.message for t in finished if t.failure and t.failure.kind in _BUGS
+        )
+        total = sum(expected_sizes(self.spec, history).values())
         self.reporter.study_started(self.executor.slots, total, finished)
 
     @property
@@ -183,7 +198,41 @@ class Coordinator:
                 if not free:
                     return
 
+    def _enter(self, stage: Stage) -> None:
+        """Say what is known now that could not be known before; keep the numbers it fixes."""
+        if stage == self._stage:
+            return
+        before, self._stage = self._stage, stage
+        history = self.history
+        if stage not in ("calibrate", "defaults"):
+            if before in ("calibrate", "defaults"):
+                self._say(str(calibration(self.spec, history)))
+            if self.spec.budget.is_open and stage != "lr-range":
+                self._fix_budget(history)
+        if stage == "confirm":
+            for arm in self.spec.arms:
+                for hit in widenings(self.spec, history, arm.name):
+                    self._say(f"arm {arm.name}: {hit}")
+        self._tell_plan()
+
+    def _fix_budget(self, history: History) -> None:
+        self.spec = resolved(self.spec, history)
+        data = self.spec.model_dump(mode="json")
+        self.study = self.study.model_copy(update={"spec": data})
+        self.store.set_study_spec(self.study.name, data)
+        budget = self.spec.budget
+        trials = ", ".join(f"{arm} {count}" for arm, count in budget.arm_trials.items())
+        self._say(
+            f"budget: configurations to explore: {trials}; then {budget.confirm_seeds} seeds to"
+            f" confirm and up to {budget.decide_seeds} to decide"
+        )
+
+    def _tell_plan(self) -> None:
+        sizes = expected_sizes(self.spec, self.history)
+        self.reporter.plan_changed(sum(sizes.values()), remaining(self.spec, self.history))
+
     def _start(self, trial: Trial, **changes: Any) -> None:
+        self._enter(trial.stage)
         before = trial.attempts if trial.started_at is not None else 0
         fits = self._fits.get(trial.arm)
         if fits is not None and fits < trial.configuration.batch_size:
@@ -230,7 +279,7 @@ class Coordinator:
         elif kind == "out_of_memory" and (trial.micro_batch or trial.configuration.batch_size) > 1:
             half = half_batch(trial)
             self._say(f"trial {trial.number}: out of memory; again in parts of {half} examples")
-            self._fits[trial.arm] = half
+            self._fits[trial.arm] = min(half, self._fits.get(trial.arm, half))
             changes = {"micro_batch": half}
         else:
             return False
@@ -247,6 +296,7 @@ class Coordinator:
                 "value": outcome.value if outcome.state in ("completed", "pruned") else None,
                 "metrics": last.metrics if last else {},
                 "steps": len(outcome.lrs) or ranged,
+                "examples": last.examples if last else 0,
                 "wall_seconds": outcome.wall_seconds,
                 "device": outcome.device,
                 "finished_at": datetime.now(UTC),
@@ -262,6 +312,7 @@ class Coordinator:
         if outcome.lr_curve is not None:
             self._curves[trial.number] = outcome.lr_curve
         self.reporter.trial_ended(slot, trial)
+        self._tell_plan()
         for sink in self.sinks:
             sink.trial_finished(
                 self.study, trial, outcome.evaluations, outcome.lrs, outcome.lr_curve

@@ -18,6 +18,7 @@ from tuner.errors import NoCompletedTrialError, UsageError
 from tuner.executors.base import Slot
 from tuner.executors.devices import leased, plan_slots
 from tuner.executors.local import LocalExecutor
+from tuner.forecast import Forecast, forecast
 from tuner.jobs import Places, check_task, job_of, run_job
 from tuner.lease import is_alive
 from tuner.paths import Home
@@ -26,7 +27,7 @@ from tuner.provenance import collect
 from tuner.records import Evaluation, LrCurve, Outcome, Study, Trial
 from tuner.runner import Coordinator
 from tuner.spec import StudySpec
-from tuner.stages import stage_sizes
+from tuner.stages import History, warm_arms
 from tuner.store.base import Store
 from tuner.store.mlflow import SyncReport, sync
 from tuner.store.sink import MlflowSink
@@ -76,6 +77,30 @@ def with_slots(spec: StudySpec, slots: tuple[Slot, ...]) -> StudySpec:
     """The number of slots is part of the plan: see `tuner.stages.lookback`."""
     run = spec.run.model_copy(update={"slots": len(slots)})
     return spec.model_copy(update={"run": run})
+
+
+def warm_started(spec: StudySpec, store: Store) -> StudySpec:
+    """The study with what the ones in `study.warm_start` know about its arms.
+
+    Raises:
+        UsageError: there is no such study, it is a range test, or it knows nothing of these arms.
+    """
+    older = []
+    for name in spec.study.warm_start:
+        study = store.get_study(name)
+        if "arms" not in study.spec:
+            raise UsageError(f"{name!r} is a range test, not a study to start from")
+        trials = {t.number: t for t in store.trials(name)}
+        found = History(trials, store.lr_curves(name))
+        older.append((StudySpec.model_validate(study.spec), found))
+    warm = warm_arms(spec, older)
+    if older and not warm:
+        theirs = sorted({a.optimizer for old, _ in older for a in old.arms})
+        raise UsageError(
+            f"nothing to start from in {', '.join(spec.study.warm_start)}: no finished trial of an"
+            f" optimizer of this study; they have {', '.join(theirs)}"
+        )
+    return spec.model_copy(update={"warm": warm})
 
 
 def new_study(spec: StudySpec, provenance: dict[str, Any]) -> Study:
@@ -141,12 +166,14 @@ def run_checked(spec: StudySpec, env: Environment, ready: Checked, replace: bool
         NoCompletedTrialError: not one trial completed.
     """
     name = spec.study.name
+    spec = warm_started(spec, env.store)
     taken = any(study.name == name for study in env.store.list_studies())
     if taken and not replace:
         raise UsageError(
             f"study {name!r} exists: `tuner study resume {name}` goes on with it, --replace"
             " starts again, -S study.name=... gives another name"
         )
+    forecast(spec, ready.info, len(ready.executor.slots))  # raises when a limit is too small
     for advice in warnings_for(spec, ready.info):
         env.warn(str(advice))
     provenance = collect(spec.study.task, Path.cwd()) | {"data": ready.info.get("data", {})}
@@ -300,40 +327,23 @@ def rerun(name: str, number: int, env: Environment) -> tuple[Trial, list[Evaluat
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a study would do and cost."""
+    """What a study would do and cost, and what the check job found out."""
 
     slots: tuple[Slot, ...]
-    sizes: dict[str, int]
-    info: dict[str, Any]  # of the check job
-    steps: int | None  # of a full trial at the reference batch; None when epochs decide
-    seconds: float | None  # of the whole study
+    info: dict[str, Any]
+    forecast: Forecast
 
 
-def dry_run(spec: StudySpec, search_path: tuple[str, ...]) -> DryRun:
+def dry_run(spec: StudySpec, search_path: tuple[str, ...], store: Store | None = None) -> DryRun:
     """Check the task and estimate the cost; nothing is created.
 
+    `store` is asked for the studies in `study.warm_start`.
+
     Raises:
-        TaskError, UsageError: as `checked`.
+        TaskError, UsageError: as `checked`, `warm_started` and `forecast`.
     """
+    if store is not None:
+        spec = warm_started(spec, store)
     with TemporaryDirectory() as folder, checked(spec, Home(Path(folder)), search_path) as ready:
         slots, info = ready.executor.slots, ready.info
-    steps = full_steps(spec, info.get("n_train"))
-    seconds = None
-    sizes = stage_sizes(spec)
-    if steps and info.get("seconds_per_step"):
-        per_eval = info.get("seconds_per_eval", 0.0)
-        trial = steps * info["seconds_per_step"] + spec.budget.evaluations * per_eval
-        ranging = spec.budget.lr_range_steps * info["seconds_per_step"]
-        full = sum(size for stage, size in sizes.items() if stage != "lr-range")
-        seconds = (full * trial + sizes["lr-range"] * ranging) / len(slots)
-    return DryRun(slots, {str(k): v for k, v in sizes.items()}, info, steps, seconds)
-
-
-def full_steps(spec: StudySpec, examples: int | None) -> int | None:
-    """Optimizer steps of a full trial at the reference batch size."""
-    budget, batch = spec.budget, spec.search.reference
-    if budget.max_steps:
-        return budget.max_steps
-    if budget.max_examples:
-        return -(-budget.max_examples // batch)
-    return round(budget.max_epochs * examples / batch) if budget.max_epochs and examples else None
+    return DryRun(slots, info, forecast(spec, info, len(slots)))

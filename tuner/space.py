@@ -1,24 +1,41 @@
 """What an arm searches: a box from its rule's row, its LR range test and the study file.
 
 A *point* is what the sampler sees: the learning rate at the reference batch size, the batch size
-and the weight decay. A *configuration* is what a run uses: the learning rate moved to the run's own
-batch size by the rule's coupling (linear for SGD-like rules, McCandlish et al. 2018,
-arXiv:1812.06162; square root for Adam-like ones, Malladi et al. 2022, arXiv:2205.10287).
+and the weight decay. A *configuration* is what a run uses:
+
+- The learning rate is moved to the run's own batch size by the rule's coupling (linear for SGD-like
+  rules, McCandlish et al. 2018, arXiv:1812.06162; square root for Adam-like ones, Malladi et al.
+  2022, arXiv:2205.10287).
+- Decoupled decay shrinks weights by lr times weight_decay a step, and that product is what matters
+  (Loshchilov and Hutter 2019, arXiv:1711.05101). Where the range is the rule's own, a point holds
+  the decay at the rule's default learning rate, and a run at k times that rate uses a k-th of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from optimizers import get_rule, schedules
 from optimizers.core import BatchScaling, Hyper, Rule
+from optimizers.wrappers import WRAPPERS
 from tuner.records import Configuration, LrCurve
-from tuner.spec import ArmSection, SearchSection, StudySpec
+from tuner.spec import ArmSection, SearchSection, StudySpec, WarmArm
 
 Point = dict[str, float]
+Bounds = Mapping[str, tuple[float, float]]  # by axis
 
+# The tuning playbook (Godbole et al. 2023): with fewer than 10 trials the learning rate, with 10 to
+# 25 beta1 as well, with more epsilon, too. A row's priority says which of them it is.
+_JOIN_AT = {1: 1, 2: 10, 3: 25}
+_SHAPE_AT = 25  # the schedule's numbers and the limit of clipping
+_TRIALS_AN_AXIS = 4  # fewer would only thin out what is known of the others
+_CLIP_SPAN = 10.0  # a clipping limit is searched this far around the one given
+
+NOT_WIDENED: Bounds = MappingProxyType({})
 _EXPONENT: dict[BatchScaling, float] = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 
@@ -92,10 +109,17 @@ def _interval(name: str, bounds: tuple[float, float]) -> Dimension:
     return Dimension(name, bounds[0], bounds[1], log=bounds[0] > 0)
 
 
-def lr_box(box: SearchSection, rule: Rule, curve: LrCurve | None) -> tuple[float, float]:
-    """The learning rates to search: given, else from the range test, else the rule's own range."""
+def lr_box(
+    box: SearchSection, rule: Rule, curve: LrCurve | None, warm: WarmArm | None = None
+) -> tuple[float, float]:
+    """The learning rates to search: given, else of an older study, else from the range test.
+
+    Without any of them the rule's own range.
+    """
     if box.lr != "auto":
         return box.lr
+    if warm is not None and warm.lr is not None:
+        return warm.lr
     if curve is not None and curve.low is not None and curve.high is not None:
         return (curve.low, curve.high)
     return (rule.hypers["lr"].low, rule.hypers["lr"].high)
@@ -109,21 +133,86 @@ def decay_box(box: SearchSection, rule: Rule) -> tuple[float, float]:
     return (decay.low, decay.high) if decay else (0.0, 0.0)
 
 
-def arm_space(spec: StudySpec, arm: ArmSection, curve: LrCurve | None) -> Space:
-    """The box that an arm searches, jointly."""
+def arm_space(
+    spec: StudySpec, arm: ArmSection, curve: LrCurve | None, widened: Bounds = NOT_WIDENED
+) -> Space:
+    """The box that an arm searches, jointly; `widened` replaces the bounds of some axes."""
     box, rule = spec.box(arm), get_rule(arm.optimizer)
+    bounds = {
+        "lr": lr_box(box, rule, curve, spec.warm.get(arm.name)),
+        "weight_decay": decay_box(box, rule),
+        **widened,
+    }
     return (
-        _interval("lr", lr_box(box, rule, curve)),
+        _interval("lr", bounds["lr"]),
         Dimension("batch_size", box.batch_size[0], box.batch_size[-1], values=box.batch_size),
-        _interval("weight_decay", decay_box(box, rule)),
-        *(_searched(name, given, _row(arm, name)) for name, given in arm.search.items()),
+        _interval("weight_decay", bounds["weight_decay"]),
+        *(
+            _searched(name, widened.get(name, given), _row(arm, name))
+            for name, given in searched(spec, arm).items()
+        ),
     )
 
 
+def searched(spec: StudySpec, arm: ArmSection) -> dict[str, Literal["auto"] | tuple[float, float]]:
+    """Further numbers that an arm searches: those it names, and those that its budget affords.
+
+    What the study file fixes stays fixed, and so does what is off by default (a momentum of 0).
+    """
+    box, rule, trials = spec.box(arm), get_rule(arm.optimizer), spec.budget.trials_per_arm
+    found: dict[str, Literal["auto"] | tuple[float, float]] = dict(arm.search)
+    if box.join == "none":
+        return found
+    free = (box.lr == "auto" or box.lr[0] < box.lr[1], len(box.batch_size) > 1, _decays(box, rule))
+    axes = len(found) + sum(free)
+    for name, least in _joinable(arm, rule):
+        affordable = trials >= max(least, (axes + 1) * _TRIALS_AN_AXIS)
+        if name not in found and (box.join == "all" or affordable):
+            found[name] = "auto"
+            axes += 1
+    return found
+
+
+def _joinable(arm: ArmSection, rule: Rule) -> list[tuple[str, int]]:
+    """Numbers that nobody fixed, the most important first, with the trials that they need."""
+    given = {*arm.optimizer_args, *arm.wrapper_args, *arm.schedule_args, "lr", "weight_decay"}
+    given |= {flat for name in given for flat in rule.packs.get(name, ())}
+
+    def free(rows: Mapping[str, Hyper]) -> dict[str, Hyper]:
+        return {
+            name: row
+            for name, row in rows.items()
+            if name not in given and row.priority and row.low <= row.default <= row.high
+        }
+
+    rows = {**free(_wrapper_rows(arm)), **free(rule.hypers)}
+    own = sorted(rows, key=lambda name: rows[name].priority)
+    shape = list(free(schedules.get_schedule(arm.schedule).numbers()))
+    return [
+        *((name, _JOIN_AT[rows[name].priority]) for name in own),
+        *((name, _SHAPE_AT) for name in (*shape, *arm.clip) if name not in rows),
+    ]
+
+
+def _wrapper_rows(arm: ArmSection) -> dict[str, Hyper]:
+    """The numbers of the arm's wrapper, but for those that its optimizer has, too."""
+    rows = WRAPPERS[arm.wrapper].hypers if arm.wrapper else {}
+    taken = get_rule(arm.optimizer).hypers
+    return {k: row for k, row in rows.items() if isinstance(row, Hyper) and k not in taken}
+
+
+def _decays(box: SearchSection, rule: Rule) -> bool:
+    low, high = decay_box(box, rule)
+    return low < high
+
+
 def _row(arm: ArmSection, name: str) -> Hyper:
-    """The row of a number that belongs to the arm's optimizer or to its schedule."""
-    hypers = get_rule(arm.optimizer).hypers
-    return hypers[name] if name in hypers else schedules.get_schedule(arm.schedule).numbers()[name]
+    """The row of a number of the arm's optimizer, wrapper, schedule or clipping."""
+    if name in arm.clip:
+        given = arm.clip[name]
+        return Hyper(given, given / _CLIP_SPAN, given * _CLIP_SPAN, log=True, above=0.0)
+    shape = schedules.get_schedule(arm.schedule).numbers()
+    return {**shape, **_wrapper_rows(arm), **get_rule(arm.optimizer).hypers}[name]
 
 
 def _searched(name: str, given: Literal["auto"] | tuple[float, float], row: Hyper) -> Dimension:
@@ -143,16 +232,34 @@ def default_point(spec: StudySpec, arm: ArmSection) -> Point:
         "lr": rule.hypers["lr"].default,
         "batch_size": min(box.batch_size, key=lambda b: abs(b - box.reference)),
         "weight_decay": _default_decay(rule),
-        **{name: _row(arm, name).default for name in arm.search},
+        **{name: _default(arm, name) for name in searched(spec, arm)},
     }
 
 
-def suggested_point(spec: StudySpec, arm: ArmSection, curve: LrCurve | None) -> Point:
+def _default(arm: ArmSection, name: str) -> float:
+    """What the arm uses where the number is not searched."""
+    given = {**arm.schedule_args, **arm.wrapper_args, **arm.optimizer_args}
+    return float(given.get(name, _row(arm, name).default))
+
+
+def warmup_of(arm: ArmSection) -> float:
+    """The share of a run in which the arm's learning rate rises, unless that is searched."""
+    return float(schedules.create(arm.schedule, **arm.schedule_args).warmup)
+
+
+def suggested_point(
+    spec: StudySpec, arm: ArmSection, curve: LrCurve | None, widened: Bounds = NOT_WIDENED
+) -> Point:
     """The first guess: the range test's suggestion with everything else at its default."""
     start = default_point(spec, arm)
     if curve is not None and curve.suggested_lr is not None:
         start["lr"] = curve.suggested_lr
-    return {d.name: d.clip(start[d.name]) for d in arm_space(spec, arm, curve)}
+    return inside(arm_space(spec, arm, curve, widened), start, start)
+
+
+def inside(space: Space, point: Mapping[str, float], default: Mapping[str, float]) -> Point:
+    """The nearest point of the box; an axis that the point lacks comes from `default`."""
+    return {d.name: d.clip(point.get(d.name, default[d.name])) for d in space}
 
 
 def _default_decay(rule: Rule) -> float:
@@ -160,29 +267,55 @@ def _default_decay(rule: Rule) -> float:
     return decay.default if decay else 0.0
 
 
+def decay_is_coupled(spec: StudySpec, arm: ArmSection) -> bool:
+    """Whether the arm searches the product of learning rate and weight decay."""
+    rule, box = get_rule(arm.optimizer), spec.box(arm)
+    mode = arm.optimizer_args.get("weight_decay_mode", rule.weight_decay_mode)
+    return mode == "decoupled" and box.weight_decay == "auto"
+
+
 def used_params(spec: StudySpec, arm: ArmSection, point: Point) -> dict[str, Any]:
     """What a run at this point uses, the learning rate moved to its batch size."""
     rule, batch_size = get_rule(arm.optimizer), int(point["batch_size"])
-    reference = spec.box(arm).reference
+    decay = point["weight_decay"]
+    if decay_is_coupled(spec, arm):
+        decay *= rule.hypers["lr"].default / point["lr"]
     return {
-        "lr": scale_lr(point["lr"], batch_size, reference, rule.batch_scaling),
+        "lr": scale_lr(point["lr"], batch_size, spec.box(arm).reference, rule.batch_scaling),
         "batch_size": batch_size,
-        "weight_decay": point["weight_decay"],
-        **{name: point[name] for name in arm.search},
+        "weight_decay": decay,
+        **{k: v for k, v in point.items() if k not in ("lr", "batch_size", "weight_decay")},
     }
+
+
+def point_of(spec: StudySpec, arm: ArmSection, params: Mapping[str, Any]) -> Point:
+    """The point at which a run uses these values: `used_params` backwards."""
+    rule, batch_size = get_rule(arm.optimizer), int(params["batch_size"])
+    reference = spec.box(arm).reference
+    lr = scale_lr(params["lr"], reference, batch_size, rule.batch_scaling)
+    decay = float(params.get("weight_decay") or 0.0)
+    if decay_is_coupled(spec, arm):
+        decay *= lr / rule.hypers["lr"].default
+    others = {k: float(params[k]) for k in searched(spec, arm) if k in params}
+    return {"lr": lr, "batch_size": batch_size, "weight_decay": decay, **others}
 
 
 def configuration(arm: ArmSection, params: dict[str, Any]) -> Configuration:
     """The full configuration of a run of this arm."""
-    hypers = get_rule(arm.optimizer).hypers
-    tuned = {k: params[k] for k in ("lr", "weight_decay", *arm.search) if k in hypers}
-    shape = {k: params[k] for k in arm.search if k not in hypers}
+    rule = get_rule(arm.optimizer)
+    shape = schedules.get_schedule(arm.schedule).numbers()
+    own = {k: v for k, v in params.items() if k in rule.hypers or k in arm.clip}
+    wrapped = _wrapper_rows(arm)
+    rest = {k: v for k, v in params.items() if k not in own and k != "batch_size"}
     return Configuration(
         optimizer=arm.optimizer,
-        optimizer_args={**arm.optimizer_args, **arm.clip, **tuned},
+        optimizer_args={**arm.optimizer_args, **arm.clip, **own},
         wrapper=arm.wrapper,
-        wrapper_args=arm.wrapper_args,
+        wrapper_args={**arm.wrapper_args, **{k: v for k, v in rest.items() if k in wrapped}},
         schedule=arm.schedule,
-        schedule_args={**arm.schedule_args, **shape},
+        schedule_args={
+            **arm.schedule_args,
+            **{k: v for k, v in rest.items() if k not in wrapped and k in shape},
+        },
         batch_size=params["batch_size"],
     )

@@ -14,19 +14,23 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from tuner.errors import UsageError
-from tuner.records import Direction
+from tuner.spec_sections import (
+    DERIVED,
+    PRESETS,
+    BudgetSection,
+    Join,
+    RunSection,
+    SearchSection,
+    Section,
+    StudySection,
+    WarmArm,
+    WarningCode,
+)
 from tuner.spec_values import (
     BatchSizes,
     LearningRates,
@@ -36,109 +40,23 @@ from tuner.spec_values import (
     require_known_keys,
 )
 
-Preset = Literal["quick", "standard", "thorough"]
-# Those of `optimizers.mistakes`.
-WarningCode = Literal["OPT001", "OPT002", "OPT003", "OPT004", "OPT005", "OPT006", "OPT007"]
-
-# What each preset gives to the keys of [budget] that the file leaves out. With ten seeds four arms
-# are told apart at two seed deviations in 94 % of studies, with eight in 79 %, with five never.
-PRESETS: dict[str, dict[str, int]] = {
-    "quick": {
-        "max_epochs": 5,
-        "trials_per_arm": 12,
-        "confirm_top": 2,
-        "confirm_seeds": 3,
-        "decide_seeds": 10,
-        "lr_range_steps": 120,
-    },
-    "standard": {
-        "max_epochs": 10,
-        "trials_per_arm": 24,
-        "confirm_top": 3,
-        "confirm_seeds": 5,
-        "decide_seeds": 10,
-        "lr_range_steps": 200,
-    },
-    "thorough": {
-        "max_epochs": 20,
-        "trials_per_arm": 64,
-        "confirm_top": 3,
-        "confirm_seeds": 5,
-        "decide_seeds": 20,
-        "lr_range_steps": 300,
-    },
-}
+__all__ = [
+    "PRESETS",
+    "ArmSection",
+    "BudgetSection",
+    "RunSection",
+    "SearchSection",
+    "StudySection",
+    "StudySpec",
+    "WarmArm",
+    "WarningCode",
+    "load_spec",
+    "override",
+    "parse_spec",
+]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
-
-
-class StudySection(_Section):
-    """`[study]`: what is asked."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    task: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    metric: str = "loss"
-    direction: Direction = "minimize"
-    preset: Preset = "standard"
-    seed: int = Field(default=0, ge=0, le=9999)
-    margin: float | None = Field(default=None, gt=0)  # smaller differences do not matter
-
-
-class BudgetSection(_Section):
-    """`[budget]`: how much is spent. Exactly one `max_*` gives the length of a full trial."""
-
-    max_steps: int | None = Field(default=None, ge=1)
-    max_epochs: float | None = Field(default=None, gt=0)
-    max_examples: int | None = Field(default=None, ge=1)
-    evaluations: int = Field(default=10, ge=1)
-    default_seeds: int = Field(default=1, ge=0, le=999)
-    trials_per_arm: int = Field(ge=1, le=999)
-    confirm_top: int = Field(ge=1)
-    confirm_seeds: int = Field(ge=1, le=999)
-    decide_seeds: int = Field(ge=0, le=999)
-    lr_range_steps: int = Field(ge=20)
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        given = [k for k in ("max_steps", "max_epochs", "max_examples") if getattr(self, k)]
-        if len(given) > 1:
-            values = ", ".join(f"{k} = {getattr(self, k):g}" for k in given)
-            raise ValueError(f"{values}: allowed: only one of them")
-        return self
-
-
-class SearchSection(_Section):
-    """`[search]`: the box of every arm."""
-
-    lr: LearningRates = "auto"  # "auto": from the LR range test
-    batch_size: BatchSizes = (16, 32, 64, 128, 256)
-    weight_decay: WeightDecays = "auto"  # "auto": the range that the rule's row recommends
-    reference_batch_size: int | None = Field(
-        default=None, ge=1
-    )  # where learning rates are searched
-
-    @property
-    def reference(self) -> int:
-        """The batch size at which learning rates are searched; by default the middle one."""
-        return self.reference_batch_size or self.batch_size[(len(self.batch_size) - 1) // 2]
-
-
-class RunSection(_Section):
-    """`[run]`: where and how trials run."""
-
-    slots: int | None = Field(default=None, ge=1)
-    retries: int = Field(default=2, ge=0)  # of a trial whose worker was killed
-    max_identical_failures: int = Field(
-        default=3, ge=1
-    )  # of the user's code before the study stops
-    checkpoint_seconds: float = Field(default=30.0, gt=0)
-    prune: bool = True
-    silence: tuple[WarningCode, ...] = ()  # warnings that are not wanted
-
-
-class ArmSection(_Section):
+class ArmSection(Section):
     """One `[[arms]]`: an optimizer with a schedule; `[search]`'s keys override it per arm."""
 
     name: str = Field(default="", pattern=r"^$|^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")
@@ -149,14 +67,15 @@ class ArmSection(_Section):
     clip_value: float | None = Field(default=None, gt=0)
     clip_per_layer: float | None = Field(default=None, gt=0)
     clip_agc: float | None = Field(default=None, gt=0)
-    optimizer_args: dict[str, Any] = {}
-    wrapper_args: dict[str, Any] = {}
-    schedule_args: dict[str, Any] = {}
+    optimizer_args: dict[str, Any] = Field(default={})
+    wrapper_args: dict[str, Any] = Field(default={})
+    schedule_args: dict[str, Any] = Field(default={})
     lr: LearningRates | None = None
     batch_size: BatchSizes | None = None
     weight_decay: WeightDecays | None = None
+    join: Join | None = None
     # Numbers of the optimizer or the schedule to search as well: "auto" = the row's own range.
-    search: dict[str, WeightDecays] = {}
+    search: dict[str, WeightDecays] = Field(default={})
 
     @field_validator("optimizer")
     @classmethod
@@ -195,7 +114,9 @@ class ArmSection(_Section):
         )
         allowed = set(rule.arguments) - {"lr", "weight_decay"} | {"weight_decay_mode"}
         require_known_keys("optimizer_args", self.optimizer_args, allowed)
-        searchable = (set(rule.hypers) - {"lr", "weight_decay"}) | set(schedule.numbers())
+        rows = WRAPPERS[self.wrapper].hypers if self.wrapper else {}
+        searchable = set(rule.hypers) - {"lr", "weight_decay"}
+        searchable |= set(schedule.numbers()) | set(rows) | set(self.clip)
         require_known_keys("search", self.search, searchable)
         searched = {k: rule.hypers[k].default for k in self.search if k in rule.hypers}
         try:
@@ -208,7 +129,6 @@ class ArmSection(_Section):
             rule.validate(rule.arguments | rule.pack({**self.optimizer_args, **searched}))
         except (TypeError, ValueError) as error:
             raise ValueError(f"optimizer_args: {error}") from None
-        rows = WRAPPERS[self.wrapper].hypers if self.wrapper else {}
         require_known_keys("wrapper_args", self.wrapper_args, set(rows))
         try:
             for name, value in self.wrapper_args.items():
@@ -229,7 +149,7 @@ class ArmSection(_Section):
         return "-".join(filter(None, (self.wrapper, self.optimizer, self.schedule)))
 
 
-class StudySpec(_Section):
+class StudySpec(Section):
     """A whole study file, every default filled in."""
 
     study: StudySection
@@ -237,6 +157,7 @@ class StudySpec(_Section):
     search: SearchSection = SearchSection()
     run: RunSection = RunSection()
     arms: tuple[ArmSection, ...]
+    warm: dict[str, WarmArm] = Field(default={})  # by arm; filled in from `study.warm_start`
 
     @model_validator(mode="before")
     @classmethod
@@ -264,13 +185,17 @@ class StudySpec(_Section):
         object.__setattr__(self, "arms", arms)
         return self
 
+    def trials_of(self, arm: str) -> int:
+        """How many configurations an arm explores."""
+        return self.budget.arm_trials.get(arm, self.budget.trials_per_arm)
+
     def arm(self, name: str) -> ArmSection:
         """The arm of that name."""
         return next(a for a in self.arms if a.name == name)
 
     def box(self, arm: ArmSection) -> SearchSection:
         """`[search]` with the arm's own keys on top."""
-        own = {k: getattr(arm, k) for k in ("lr", "batch_size", "weight_decay")}
+        own = {k: getattr(arm, k) for k in ("lr", "batch_size", "weight_decay", "join")}
         return self.search.model_copy(update={k: v for k, v in own.items() if v is not None})
 
 
@@ -283,6 +208,7 @@ def _section_keys(location: tuple[int | str, ...]) -> list[str]:
         "search": SearchSection,
         "run": RunSection,
         "arms": ArmSection,
+        "warm": WarmArm,
     }
     if len(location) > 1:
         model = sections[str(location[0])]
@@ -321,10 +247,21 @@ def parse_spec(data: dict[str, Any], source: str, default_name: str) -> StudySpe
     if isinstance(study, dict):
         data = {**data, "study": {"name": default_name, **study}}
     try:
-        return StudySpec.model_validate(data)
+        spec = StudySpec.model_validate(data)
     except ValidationError as error:
         lines = [f"{source}: {_explain(e)}" for e in error.errors()]
         raise UsageError("\n".join(dict.fromkeys(lines))) from None
+    total = "total_steps" if spec.budget.total_steps else "hours"
+    for key in DERIVED:
+        if spec.budget.total_given and key in data.get("budget", {}):
+            raise UsageError(
+                f"{source}: budget.{key} = {data['budget'][key]!r}: follows from budget.{total};"
+                " allowed: one of the two"
+            )
+    for key, where in (("warm", "warm"), ("arm_trials", "budget.arm_trials")):
+        if key in (data if key == where else data.get("budget", {})):
+            raise UsageError(f"{source}: {where}: filled in by the plan; allowed: leave it out")
+    return spec
 
 
 def override(data: dict[str, Any], assignment: str) -> dict[str, Any]:

@@ -24,10 +24,13 @@ def study_data(**sections: dict[str, Any]) -> dict[str, Any]:
         "budget": {
             "max_steps": 12,
             "evaluations": 4,
+            "calibrate_seeds": 1,
             "trials_per_arm": 5,
+            "extend_trials": 0,
             "confirm_top": 2,
             "confirm_seeds": 2,
             "decide_seeds": 3,
+            "decide_looks": 1,
             "lr_range_steps": 40,
         },
         "search": {"batch_size": [8, 32]},
@@ -64,10 +67,13 @@ QUICK: dict[str, Any] = {
     "budget": {
         "max_steps": 10,
         "evaluations": 2,
+        "calibrate_seeds": 1,
         "trials_per_arm": 2,
+        "extend_trials": 0,
         "confirm_top": 1,
         "confirm_seeds": 1,
         "decide_seeds": 2,
+        "decide_looks": 1,
         "lr_range_steps": 30,
     },
     "search": {"batch_size": [8, 16], "lr": [1e-3, 1e-1]},
@@ -94,7 +100,9 @@ def outcome(trial: Trial, value: Callable[[Trial], float | None]) -> Trial:
     """A finished trial with the value of a made-up objective; None = diverged."""
     result = CURVE.suggested_lr if trial.stage == "lr-range" else value(trial)
     state = "diverged" if result is None else "completed"
-    return trial.model_copy(update={"state": state, "value": result})
+    steps = 40 if trial.stage == "lr-range" else 12
+    cost = {"steps": steps, "wall_seconds": 0.1 * steps}
+    return trial.model_copy(update={"state": state, "value": result, **cost})
 
 
 def simulate(

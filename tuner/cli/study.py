@@ -11,7 +11,7 @@ TABLE = {
     "resume": "tuner.cli.study_run:resume",
     "stop": "tuner.cli.study_run:stop",
     "list": "tuner.cli.study_read:list_studies",
-    "show": "tuner.cli.study_read:show",
+    "show": "tuner.cli.study_show:show",
     "compare": "tuner.cli.study_read:compare",
     "report": "tuner.cli.study_read:report",
     "export": "tuner.cli.study_read:export",

@@ -11,7 +11,7 @@ import click
 
 from tuner.cli.context import Context, pass_context
 from tuner.cli.options import json_option
-from tuner.cli.render import note, print_json, print_table
+from tuner.cli.render import print_json, print_table
 from tuner.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,76 +54,6 @@ def list_studies(context: Context, as_json: bool) -> None:
     else:
         columns = ("name", "state", "trials", "created_at", "answer")
         print_table(columns, [[row[c] for c in columns] for row in rows])
-
-
-@click.command()
-@click.argument("name")
-@json_option
-@pass_context
-def show(context: Context, name: str, as_json: bool) -> None:
-    """Show where study NAME stands: stages, arms, failures, cost.
-
-    \b
-    Example:
-      tuner study show digits
-    """
-    from tuner.progress import Scoreboard, describe
-    from tuner.spec import StudySpec
-    from tuner.stages import OPEN, stage_sizes
-
-    with closing(context.open_store()) as store:
-        study = store.get_study(name)
-        trials = store.trials(name)
-        state = shown_state(store, study)
-    spec = _spec_of(study, StudySpec)
-    board = Scoreboard(spec)
-    finished = [t for t in trials if t.state not in OPEN]
-    sizes = stage_sizes(spec)
-    board.start(spec.run.slots or 1, sum(sizes.values()), finished)
-    stages = [
-        {
-            "stage": stage,
-            "finished": sum(t.stage == stage for t in finished),
-            "planned": size,
-            "steps": sum(t.steps for t in finished if t.stage == stage),
-            "seconds": sum(t.wall_seconds for t in finished if t.stage == stage),
-        }
-        for stage, size in sizes.items()
-    ]
-    failures: dict[str, int] = {}
-    for trial in finished:
-        if trial.failure is not None:
-            failures[trial.failure.kind] = failures.get(trial.failure.kind, 0) + 1
-    best = {arm: describe(trial, spec.study.metric) for arm, trial in board.best.items()}
-    data: dict[str, Any] = {
-        "name": name,
-        "state": state,
-        "metric": spec.study.metric,
-        "direction": spec.study.direction,
-        "stages": stages,
-        "best": {
-            arm: {"number": t.number, "value": t.value, "params": t.params}
-            for arm, t in board.best.items()
-        },
-        "failures": failures,
-        "time_left": board.time_left() if state in ("running", "interrupted", "stopped") else None,
-        "answer": study.answer,
-        "provenance": study.provenance,
-        "spec": study.spec,
-    }
-    if as_json:
-        print_json(data)
-        return
-    note(f"study {name}: {state}")
-    columns = ("stage", "finished", "planned", "steps", "seconds")
-    print_table(columns, [(*list(s.values())[:-1], f"{s['seconds']:.0f}") for s in stages])
-    print_table(("arm", "best trial so far"), [(a.name, best.get(a.name, "-")) for a in spec.arms])
-    for kind, count in failures.items():
-        note(f"{count} trials: {kind}")
-    if data["time_left"] is not None:
-        note(f"about {data['time_left']} left")
-    if study.answer:
-        note(study.answer)
 
 
 def _spec_of(study: Study, model: Any) -> Any:

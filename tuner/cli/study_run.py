@@ -18,7 +18,7 @@ from tuner.cli.options import json_option, yes_option
 from tuner.cli.render import note, print_json, print_table
 
 if TYPE_CHECKING:
-    from tuner.service import Environment, Result
+    from tuner.service import DryRun, Environment, Result
     from tuner.spec import StudySpec
     from tuner.store.base import Store
 
@@ -78,6 +78,13 @@ def warn(text: str) -> None:
     help="Override a key of the file, e.g. budget.max_steps=100; may be given several times.",
 )
 @click.option("--slots", type=click.IntRange(min=1), help="Trials at once; like -S run.slots=N.")
+@click.option(
+    "--from",
+    "older",
+    multiple=True,
+    metavar="NAME",
+    help="Start from what study NAME of the same database knows; may be given several times.",
+)
 @click.option("--dry-run", is_flag=True, help="Show arms, spaces, slots and cost; create nothing.")
 @click.option("--replace", is_flag=True, help="Delete a study of that name first.")
 @json_option
@@ -87,17 +94,21 @@ def start(
     file: Path,
     overrides: tuple[str, ...],
     slots: int | None,
+    older: tuple[str, ...],
     dry_run: bool,
     replace: bool,
     as_json: bool,
 ) -> int:
     """Run the study of FILE and print which arm is best, and how sure that is.
 
-    Ctrl-C stops within seconds and keeps everything finished; `tuner study resume` goes on.
+    Ctrl-C stops within seconds and keeps everything finished; `tuner study resume` goes on. With
+    --from, the best configurations of an older study are tried first and its learning rate boxes
+    used, so that its arms need no range test; arms match by optimizer, choices may differ.
 
     \b
     Examples:
       tuner study start studies/digits.toml
+      tuner study start studies/digits.toml --from digits -S study.name=digits2
       tuner study start studies/digits.toml -S budget.trials_per_arm=4 -S study.name=try
       tuner study start studies/digits.toml --dry-run
     """
@@ -105,11 +116,19 @@ def start(
 
     extra = (f"run.slots={slots}",) if slots else ()
     spec = load_spec(file, overrides + extra)
+    if older:
+        known = tuple(dict.fromkeys((*spec.study.warm_start, *older)))
+        spec = spec.model_copy(
+            update={"study": spec.study.model_copy(update={"warm_start": known})}
+        )
+    from tuner import service
+
+    if spec.study.warm_start:  # before the task is tried, which may take long
+        with contextlib.closing(context.open_store()) as store:
+            spec = service.warm_started(spec, store)
     if dry_run:
         with named(file):
             return _dry_run(spec, as_json)
-    from tuner import service
-
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(stop_on_signal())
         task = service.checked(spec, context.home, (str(Path.cwd()),), asked.is_set)
@@ -188,21 +207,26 @@ def _dry_run(spec: StudySpec, as_json: bool) -> int:
     from tuner import service
     from tuner.advice import warnings_for
     from tuner.space import arm_space
+    from tuner.stages import looks, ranged_arms
 
     found = service.dry_run(spec, (str(Path.cwd()),))
+    plan, spec = found.forecast, found.forecast.spec
     warnings = [str(advice) for advice in warnings_for(spec, found.info)]
     for text in warnings:
         warn(text)
+    ranged = {arm.name for arm in ranged_arms(spec)}
     arms: list[dict[str, Any]] = [
         {
             "name": arm.name,
             "optimizer": arm.optimizer,
             "schedule": arm.schedule,
+            "configurations": spec.trials_of(arm.name),
             "space": {
                 d.name: list(d.values) if d.values else [d.low, d.high]
                 for d in arm_space(spec, arm, None)
             },
-            "lr_from_range_test": spec.box(arm).lr == "auto",
+            "lr_from_range_test": arm.name in ranged,
+            "from_study": spec.warm[arm.name].study if arm.name in spec.warm else None,
         }
         for arm in spec.arms
     ]
@@ -211,17 +235,19 @@ def _dry_run(spec: StudySpec, as_json: bool) -> int:
             {
                 "study": spec.study.name,
                 "arms": arms,
-                "trials": found.sizes,
-                "total_trials": sum(found.sizes.values()),
+                "trials": plan.sizes,
+                "total_trials": sum(plan.sizes.values()),
                 "slots": [s.model_dump(mode="json") for s in found.slots],
-                "steps_per_trial": found.steps,
-                "expected_seconds": found.seconds,
+                "steps_per_trial": plan.trial_steps,
+                "expected_steps": plan.steps,
+                "expected_seconds": plan.seconds,
+                "looks": looks(spec),
                 "warnings": warnings,
             }
         )
         return 0
     print_table(
-        ("arm", "optimizer", "schedule", "lr", "batch sizes", "weight decay"),
+        ("arm", "optimizer", "schedule", "lr", "batch sizes", "weight decay", "further"),
         [
             (
                 arm["name"],
@@ -230,18 +256,37 @@ def _dry_run(spec: StudySpec, as_json: bool) -> int:
                 "from its range test" if arm["lr_from_range_test"] else _box(arm, "lr"),
                 " ".join(map(str, arm["space"]["batch_size"])),
                 _box(arm, "weight_decay"),
+                " ".join(list(arm["space"])[3:]) or "-",
             )
             for arm in arms
         ],
     )
-    sizes = "  ".join(f"{stage} {size}" for stage, size in found.sizes.items())
-    note(f"\ntrials:  {sum(found.sizes.values())} at most ({sizes})")
-    note(f"slots:   {', '.join(s.device for s in found.slots)}")
-    if found.steps:
-        note(f"length:  {found.steps} steps a trial at the reference batch size")
-    if found.seconds:
-        note(f"cost:    about {found.seconds / 60:.1f} minutes on these slots")
+    _print_plan(spec, found)
     return 0
+
+
+def _print_plan(spec: StudySpec, found: DryRun) -> None:
+    from tuner.stages import detectable_in_words, looks
+
+    plan, budget = found.forecast, spec.budget
+    sizes = "  ".join(f"{stage} {size}" for stage, size in plan.sizes.items() if size)
+    note(f"\ntrials:  {sum(plan.sizes.values())} at most ({sizes})")
+    if budget.screens:
+        note(
+            f"search:  runs of {budget.screen_length:.0%} of a full trial first; the best"
+            f" {budget.promote:.0%} of an arm's configurations at full length"
+        )
+    if len(looks(spec)) > 1:
+        seeds = ", ".join(map(str, looks(spec)))
+        note(f"decide:  after {seeds} seeds; arms that are told apart get no more of them")
+    note(f"shows:   {detectable_in_words(spec)}")
+    for arm, warm in spec.warm.items():
+        note(f"from:    {warm.study}: {len(warm.points)} configurations for {arm}")
+    note(f"slots:   {', '.join(s.device for s in found.slots)}")
+    if plan.trial_steps:
+        note(f"length:  {plan.trial_steps} steps a trial at the reference batch size")
+    if plan.seconds and plan.steps:
+        note(f"cost:    at most {plan.steps:,} steps, about {plan.seconds / 60:.1f} minutes")
 
 
 def _box(arm: dict[str, Any], name: str) -> str:

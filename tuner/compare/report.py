@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STAGES = {
+    "calibrate": "the baseline at published defaults, to measure the noise of seeds",
     "defaults": "every arm untuned, with its published settings",
     "lr-range": "range test: where training explodes, and the box below it",
+    "screen": "short runs, to find out which settings are worth a full one",
     "explore": "search of learning rate, batch size and weight decay, arm by arm",
     "confirm": "the best configurations again on fresh seeds; picks one for each arm",
     "decide": "the picked configurations on seeds that chose nothing; judges the arms",

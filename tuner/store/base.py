@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from tuner.records import Evaluation, LrCurve, Record, Study, StudyState, Trial
 
@@ -39,6 +39,9 @@ class Store(Protocol):
 
     def set_study_state(self, name: str, state: StudyState, answer: str | None = None) -> None:
         """Move a study on; `answer=None` leaves the answer as it is."""
+
+    def set_study_spec(self, name: str, spec: dict[str, Any]) -> None:
+        """Replace the specification by one whose open numbers are filled in."""
 
     def delete_study(self, name: str) -> None:
         """Remove a study with everything that belongs to it."""

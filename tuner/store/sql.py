@@ -88,6 +88,10 @@ class SqlStore:
         answers = {} if answer is None else {"answer": answer}
         self._update_study(name, state=state, **answers)
 
+    def set_study_spec(self, name: str, spec: dict[str, Any]) -> None:
+        """Replace the specification by one whose open numbers are filled in."""
+        self._update_study(name, spec=spec)
+
     def request_stop(self, name: str, stop: bool = True) -> None:
         """Ask the study's coordinator, wherever it runs, to stop (or take the request back)."""
         self._update_study(name, stop_requested=stop)

@@ -1,0 +1,66 @@
+"""The comparison protocol as data: which trials a study needs next, given those it has.
+
+A study passes through stages, each after the one before is done:
+
+    calibrate  the baseline (or every arm) at published defaults: seed noise, step time, memory
+    defaults   every arm at its optimizer's published defaults
+    lr-range   one LR range test per arm whose learning rate is "auto"; gives the search box
+    screen     every arm tries many configurations in short runs, their schedules rescaled
+    explore    the most promising ones at full length; a bound that the best lies on is moved once
+    confirm    each arm's best configurations on fresh seeds; chooses one configuration per arm
+    decide     the chosen configurations on seeds that took no part in any choice, until the arms
+               are told apart or the budget ends; these judge
+
+Everything here is pure. A trial's number, seed and point depend on the study file and on results
+of trials with fixed numbers, never on the order in which trials finish: replaying the store and
+asking again gives the plan of an uninterrupted study.
+"""
+
+from tuner.stages.bounds import final_box, full_trials, unresolved_bounds, widenings
+from tuner.stages.budget import Cost, divided, full_costs, least_cost, resolved
+from tuner.stages.explore import evaluations_of, lookback, stop_rules
+from tuner.stages.history import OPEN, History, Planned, better_first
+from tuner.stages.judge import candidates, chosen_point, judged_trials, judging_stages, looks
+from tuner.stages.plan import (
+    STAGES,
+    expected_sizes,
+    expected_trials,
+    next_trials,
+    stage_sizes,
+)
+from tuner.stages.start import Calibration, calibration, detectable_in_words, ranged_arms
+from tuner.stages.warm import warm_arms
+
+__all__ = [
+    "OPEN",
+    "STAGES",
+    "Calibration",
+    "Cost",
+    "History",
+    "Planned",
+    "better_first",
+    "calibration",
+    "candidates",
+    "chosen_point",
+    "detectable_in_words",
+    "divided",
+    "evaluations_of",
+    "expected_sizes",
+    "expected_trials",
+    "final_box",
+    "full_costs",
+    "full_trials",
+    "judged_trials",
+    "judging_stages",
+    "least_cost",
+    "lookback",
+    "looks",
+    "next_trials",
+    "ranged_arms",
+    "resolved",
+    "stage_sizes",
+    "stop_rules",
+    "unresolved_bounds",
+    "warm_arms",
+    "widenings",
+]

@@ -1,0 +1,132 @@
+"""From a limit on the whole study, in steps or hours, to trials and seeds.
+
+What a step and a full trial cost is measured by the first stages, whose rows are in the store: the
+numbers that follow are the same whenever they are worked out, and the coordinator keeps them in the
+study's row as well.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tuner.records import Trial
+from tuner.spec import StudySpec
+from tuner.stages.bounds import explore_cost, extra_trials
+from tuner.stages.history import OPEN, History
+
+_FEWEST_TRIALS, _FEWEST_SEEDS, _MOST = 3, 2, 999
+_BUSY = 0.9  # of the slots' time: they wait for each other at the end of a stage
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a full trial of an arm costs."""
+
+    steps: float
+    seconds: float
+
+
+def full_costs(spec: StudySpec, history: History) -> dict[str, Cost]:
+    """What a full trial of each arm costs, by its own runs, else by those of the others.
+
+    Empty while nothing has run.
+    """
+    trained = [t for t in history.trials.values() if _tells(t)]
+    own = {a.name: [t for t in trained if t.arm == a.name] for a in spec.arms}
+    own = {name: _at_defaults(trials) for name, trials in own.items() if trials}
+    if not own:
+        return {}
+    costs = {name: _cost(trials) for name, trials in own.items()}
+    typical = Cost(
+        statistics.fmean(c.steps for c in costs.values()),
+        statistics.fmean(c.seconds for c in costs.values()),
+    )
+    return {a.name: costs.get(a.name, typical) for a in spec.arms}
+
+
+def _tells(trial: Trial) -> bool:
+    return trial.stage != "lr-range" and trial.steps > 0 and trial.state not in OPEN
+
+
+def _at_defaults(trials: list[Trial]) -> list[Trial]:
+    """Runs at the reference batch size, where there are any."""
+    return [t for t in trials if t.stage in ("calibrate", "defaults")] or trials
+
+
+def _cost(trials: list[Trial]) -> Cost:
+    lengths = [float(t.info.get("total_steps", t.steps)) / t.length for t in trials]
+    steps = statistics.median(lengths)
+    rate = statistics.median(t.wall_seconds / t.steps for t in trials)
+    return Cost(steps, rate * steps)
+
+
+def resolved(spec: StudySpec, history: History) -> StudySpec:
+    """The study with its numbers of trials and seeds filled in, once the first stages are over."""
+    if not spec.budget.is_open:
+        return spec
+    costs = full_costs(spec, history)
+    spent = [t for t in history.trials.values() if t.stage in ("calibrate", "defaults", "lr-range")]
+    return divided(
+        spec,
+        costs or {a.name: Cost(float(spec.budget.max_steps or 1), 1.0) for a in spec.arms},
+        spent_steps=sum(t.steps for t in spent),
+        spent_seconds=sum(t.wall_seconds for t in spent),
+    )
+
+
+def divided(
+    spec: StudySpec,
+    costs: Mapping[str, Cost],
+    spent_steps: float,
+    spent_seconds: float,
+) -> StudySpec:
+    """Divide what is left of the budget among the stages, by what a full trial costs."""
+    budget = spec.budget
+    in_seconds = budget.hours is not None
+    unit = {a: c.seconds if in_seconds else c.steps for a, c in costs.items()}
+    trials = float(budget.trials_per_arm)
+    changes: dict[str, object] = {}
+    if budget.total_given:
+        total = (
+            budget.hours * 3600 * (spec.run.slots or 1) * _BUSY
+            if budget.hours is not None
+            else float(budget.total_steps or 0)
+        )
+        left = max(0.0, total - (spent_seconds if in_seconds else spent_steps))
+        one_of_each = sum(unit.values())
+        decide_share = 1 - budget.explore_share - budget.confirm_share
+        changes = {
+            "confirm_seeds": _whole(
+                left * budget.confirm_share / (one_of_each * budget.confirm_top), _FEWEST_SEEDS
+            ),
+            "decide_seeds": _whole(left * decide_share / one_of_each, _FEWEST_SEEDS),
+        }
+        trials = left * budget.explore_share / one_of_each / _cost_of_a_configuration(spec)
+        changes["trials_per_arm"] = _whole(trials, _FEWEST_TRIALS)
+    seconds = {a: c.seconds for a, c in costs.items()}
+    mean = statistics.fmean(seconds.values())
+    clocked = budget.equal == "wall-clock"
+    arm_trials = {
+        a: _whole(trials * mean / seconds[a] if clocked else trials, _FEWEST_TRIALS) for a in costs
+    }
+    done = budget.model_copy(update={**changes, "arm_trials": arm_trials})
+    return spec.model_copy(update={"budget": done})
+
+
+def least_cost(spec: StudySpec) -> float:
+    """What all that follows the first stages costs at least, in full trials."""
+    explored = _FEWEST_TRIALS * _cost_of_a_configuration(spec)
+    return len(spec.arms) * (explored + _FEWEST_SEEDS * (spec.budget.confirm_top + 1))
+
+
+def _cost_of_a_configuration(spec: StudySpec) -> float:
+    """What one more explored configuration costs in full trials, a moved bound included."""
+    many = spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials_per_arm": 96})})
+    arm = spec.arms[0].name
+    return (explore_cost(many, arm) + extra_trials(many, arm)) / 96
+
+
+def _whole(number: float, least: int) -> int:
+    return min(_MOST, max(least, int(number)))

@@ -1,0 +1,286 @@
+"""The search: many short runs, the promising ones at full length, and a second look at bounds.
+
+A short run has its schedule rescaled to its own length. It is compared with short runs of the same
+arm only; what it says about full runs is corrected by the configurations that were run at both
+lengths. Two short runs never share a seed with the full ones that they lead to, so that a lucky
+seed is not lucky twice.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tuner.records import StopRule, Trial
+from tuner.search import Observation, propose
+from tuner.space import (
+    NOT_WIDENED,
+    Bounds,
+    Point,
+    arm_space,
+    default_point,
+    inside,
+    suggested_point,
+    warmup_of,
+)
+from tuner.spec import ArmSection, StudySpec
+from tuner.stages.bounds import (
+    beyond,
+    extra_trials,
+    full_trials,
+    promoted,
+    widened,
+    widenings,
+)
+from tuner.stages.history import (
+    EXPLORING,
+    OPEN,
+    TRYING,
+    History,
+    Phase,
+    Planned,
+    best_points,
+    index_of,
+    observation,
+    seed_of,
+)
+
+_PRUNE_AT = (0.5, 0.75)  # fractions of a run
+_PRUNE_AFTER = 5  # completed trials of the same arm and length to compare with
+SCREEN_EVALUATIONS = 4  # of a short run: enough for _PRUNE_AT
+
+
+def lookback(spec: StudySpec) -> int:
+    """How many trials an arm may propose before the earliest of them has a result.
+
+    Just enough to keep all slots busy; fixed by the file so that proposals do not depend on timing.
+    """
+    return max(0, math.ceil((spec.run.slots or 1) / len(spec.arms)) - 1)
+
+
+def _interleaved(
+    spec: StudySpec, purpose: int, counts: dict[str, int], first: int = 0
+) -> list[Planned]:
+    """Place i of every arm has the same seed: same initial weights and data order, fairer arms."""
+    return [
+        Planned(arm.name, seed_of(spec, purpose, first + i), first + i)
+        for i in range(max(counts.values(), default=0))
+        for arm in spec.arms
+        if i < counts[arm.name]
+    ]
+
+
+def _given(places: list[Planned], points: dict[str, list[Point]], first: int = 0) -> list[Planned]:
+    """The places with the points that are known before the sampler is asked."""
+    return [
+        replace(p, point=points[p.arm][p.index - first])
+        if p.index - first < len(points[p.arm])
+        else p
+        for p in places
+    ]
+
+
+def _screen(spec: StudySpec, history: History) -> list[Planned]:
+    if not spec.budget.screens:
+        return []
+    counts = {a.name: spec.trials_of(a.name) for a in spec.arms}
+    first = {a.name: first_points(spec, history, a) for a in spec.arms}
+    return _given(_interleaved(spec, TRYING, counts), first)
+
+
+def _explore(spec: StudySpec, history: History) -> list[Planned]:
+    counts = {a.name: full_trials(spec, a.name) for a in spec.arms}
+    first = {a.name: _best_so_far(spec, history, a) for a in spec.arms}
+    return _given(_interleaved(spec, EXPLORING, counts), first)
+
+
+def _best_so_far(spec: StudySpec, history: History, arm: ArmSection) -> list[Point]:
+    """The points with which an arm's full runs begin."""
+    if not spec.budget.screens:
+        return first_points(spec, history, arm)
+    return best_points(spec, history.of("screen", arm.name))[: promoted(spec, arm.name)]
+
+
+def _extend(spec: StudySpec, history: History) -> list[Planned]:
+    """When one arm's bound moved, every arm gets the same share of further trials."""
+    if not any(widenings(spec, history, a.name) for a in spec.arms):
+        return []
+    most = max(full_trials(spec, a.name) for a in spec.arms)
+    extra = {a.name: extra_trials(spec, a.name) for a in spec.arms}
+    first = {a.name: beyond(spec, history, a.name) for a in spec.arms}
+    return _given(_interleaved(spec, EXPLORING, extra, first=most), first, first=most)
+
+
+def first_points(spec: StudySpec, history: History, arm: ArmSection) -> list[Point]:
+    """What an arm tries first: the best of older studies, then the range test's suggestion."""
+    curve = history.curve(arm.name)
+    space, default = arm_space(spec, arm, curve), default_point(spec, arm)
+    points: list[Point] = []
+    known = spec.warm[arm.name].points if arm.name in spec.warm else ()
+    for point in known[: max(1, spec.trials_of(arm.name) // 2)]:
+        mapped = inside(space, point, default)
+        if mapped not in points:
+            points.append(mapped)
+    if curve is not None or not points:
+        points.append(suggested_point(spec, arm, curve))
+    return points
+
+
+def _proposed(
+    spec: StudySpec,
+    history: History,
+    place: Planned,
+    mine: dict[int, Trial],
+    known: Sequence[Observation],
+    begin: int,
+    bounds: Bounds,
+) -> Point | None:
+    """The sampler's point for a place whose arm has `mine` so far; None while it must wait.
+
+    The quasi-random start begins at place `begin`.
+    """
+    arm = spec.arm(place.arm)
+    earlier = [i for i in places_before(spec, history, place) if i < place.index]
+    seen_until = len(earlier) - lookback(spec)
+    if any(i not in mine for i in earlier):
+        return None
+    if any(mine[i].state in OPEN for i in earlier[: max(0, seen_until)]):
+        return None
+    default = default_point(spec, arm)
+    space = arm_space(spec, arm, history.curve(arm.name), bounds)
+    axes = [d.name for d in space]
+
+    def complete(point: Point) -> Point:
+        return {name: point.get(name, default[name]) for name in axes}
+
+    visible = [mine[i] for i in earlier[: max(0, seen_until)]]
+    pending = [mine[i] for i in earlier[max(0, seen_until) :]]
+    seen = [*known, *map(observation, visible)]
+    return propose(
+        space,
+        [replace(o, point=complete(o.point)) for o in seen],
+        [complete(t.point) for t in pending],
+        spec.study.direction,
+        index=len(earlier) - begin,
+        startup=max(3, min(10, spec.trials_of(arm.name) // 2)),
+        seed=spec.study.seed * 1_009 + spec.arms.index(arm),
+    )
+
+
+def places_before(spec: StudySpec, history: History, place: Planned) -> list[int]:
+    """The indices of an arm's places of the same stage that come before a place."""
+    first = full_trials(spec, place.arm)
+    most = max(full_trials(spec, a.name) for a in spec.arms)
+    if place.seed < seed_of(spec, EXPLORING, 0):
+        return list(range(place.index))
+    return [i for i in range(place.index) if i < first or i >= most]
+
+
+def _untuned(history: History, arm: str) -> list[Observation]:
+    """What the runs at published defaults say to the sampler: one of them, as of any point."""
+    return [observation(t) for t in history.untuned(arm)[:1] if t.state not in OPEN]
+
+
+def _screen_point(spec: StudySpec, history: History, place: Planned) -> Point | None:
+    if place.point is not None:
+        return place.point
+    mine = {index_of(t): t for t in history.of("screen", place.arm)}
+    begin = len(first_points(spec, history, spec.arm(place.arm)))
+    return _proposed(spec, history, place, mine, [], begin, NOT_WIDENED)
+
+
+def _explore_point(spec: StudySpec, history: History, place: Planned) -> Point | None:
+    """Of the first part of exploration and of the second, whose box may be wider."""
+    if place.point is not None:
+        return place.point
+    mine = {index_of(t): t for t in history.of("explore", place.arm)}
+    bounds = widened(spec, history, place.arm)
+    known = _untuned(history, place.arm)
+    begin = len(first_points(spec, history, spec.arm(place.arm)))
+    if spec.budget.screens:
+        known += _corrected(spec, history, place, mine)
+        begin = -spec.trials_of(place.arm)  # the quasi-random part was the screening
+    return _proposed(spec, history, place, mine, known, begin, bounds)
+
+
+def _corrected(
+    spec: StudySpec, history: History, place: Planned, mine: dict[int, Trial]
+) -> list[Observation]:
+    """Short runs as full ones: moved by the median difference of configurations run at both."""
+    short = [t for t in history.of("screen", place.arm) if t.state not in OPEN]
+    seen = [t for i, t in sorted(mine.items()) if i < place.index - lookback(spec)]
+    pairs = [
+        full.value - quick.value
+        for full in seen
+        for quick in short
+        if full.point == quick.point
+        and full.state == quick.state == "completed"
+        and full.value is not None
+        and quick.value is not None
+    ]
+    if not pairs:
+        return []
+    shift = statistics.median(pairs)
+    known = [t.point for t in mine.values()]
+    return [
+        Observation(t.point, None if t.value is None else t.value + shift)
+        for t in short
+        if t.state in ("completed", "diverged") and t.point not in known
+    ]
+
+
+def _rules(spec: StudySpec, history: History, place: Planned) -> tuple[StopRule, ...]:
+    """Only for a point that waited for results: others may start at any time, so their rules would
+    depend on timing; and they are the most promising ones.
+    """
+    if not spec.run.prune or place.point is not None:
+        return ()
+    short = place.seed < seed_of(spec, EXPLORING, 0)
+    visible = [
+        history.evaluations.get(t.number, ())
+        for t in history.of("screen" if short else "explore", place.arm)
+        if index_of(t) < place.index - lookback(spec) and t.state == "completed"
+    ]
+    return stop_rules(
+        visible,
+        evaluations_of(spec, spec.budget.screen_length if short and spec.budget.screens else 1.0),
+        longest_warmup(spec, spec.arm(place.arm)),
+    )
+
+
+def evaluations_of(spec: StudySpec, length: float) -> int:
+    """Validation passes of a run of that length."""
+    count = spec.budget.evaluations
+    return count if length == 1 else min(count, SCREEN_EVALUATIONS)
+
+
+def longest_warmup(spec: StudySpec, arm: ArmSection) -> float:
+    """The largest share of a run in which the learning rate may still rise."""
+    axes = arm_space(spec, arm, None)
+    return max([warmup_of(arm), *(d.high for d in axes if d.name == "warmup")])
+
+
+def stop_rules(
+    evaluations: Sequence[Sequence[float]], count: int, warmup: float = 0.0
+) -> tuple[StopRule, ...]:
+    """Early stopping of an exploration trial: worse than the median of its own arm.
+
+    `evaluations` hold the metric at each of the `count` evaluations of the arm's completed trials
+    of the same length that the new trial may see, so that a rerun gets the same rules. Trials are
+    compared at the same fraction of their own schedule, after the `warmup` share of it, and never
+    across arms or schedules: rankings flip during decay.
+    """
+    rules = []
+    for fraction in _PRUNE_AT:
+        number = math.ceil(fraction * count)
+        values = [run[number - 1] for run in evaluations if len(run) >= number]
+        if len(values) >= _PRUNE_AFTER and number < count and number / count > warmup:
+            rules.append(StopRule(evaluation=number, threshold=statistics.median(values)))
+    return tuple(rules)
+
+
+SCREEN = Phase("screen", _screen, _screen_point, _rules, lambda spec: spec.budget.screen_length)
+EXPLORE = Phase("explore", _explore, _explore_point, _rules)
+EXTEND = Phase("explore", _extend, _explore_point, _rules)

@@ -1,0 +1,139 @@
+"""The last stages: the best configurations on fresh seeds, then the chosen ones until decided."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+
+from tuner.compare.sequential import undecided
+from tuner.records import Stage, Trial
+from tuner.search import finite_values
+from tuner.space import Point
+from tuner.spec import StudySpec
+from tuner.stages.history import (
+    CONFIRMING,
+    DECIDING,
+    OPEN,
+    History,
+    Phase,
+    Planned,
+    best_points,
+    given_point,
+    observation,
+    seed_of,
+    sign,
+    to_the_end,
+)
+
+
+def candidates(spec: StudySpec, history: History, arm: str) -> list[Point]:
+    """The arm's best distinct points of exploration, its published defaults among them."""
+    tried = [*history.untuned(arm), *history.of("explore", arm)]
+    return best_points(spec, tried)[: spec.budget.confirm_top]
+
+
+def _confirm(spec: StudySpec, history: History) -> list[Planned]:
+    return [
+        Planned(arm.name, seed_of(spec, CONFIRMING, s), rank, point)
+        for s in range(spec.budget.confirm_seeds)
+        for arm in spec.arms
+        for rank, point in enumerate(candidates(spec, history, arm.name))
+    ]
+
+
+def chosen_point(spec: StudySpec, history: History, arm: str) -> Point | None:
+    """The candidate with the best mean over the confirmation seeds; None without a candidate.
+
+    A run without a value counts as worse than any other, it is never dropped.
+    """
+    trials = history.of("confirm", arm)
+    values = finite_values([observation(t) for t in trials], spec.study.direction)
+    points = [t.point for t in trials]
+
+    def mean(point: Point) -> float:
+        scores = [v for p, v in zip(points, values, strict=True) if p == point]
+        return sign(spec) * statistics.fmean(scores)
+
+    return min(points, key=mean, default=None)
+
+
+def judging_stages(spec: StudySpec) -> tuple[Stage, ...]:
+    """The stages whose scores judge the arms: those that chose nothing.
+
+    With one candidate per arm, confirmation chose nothing either. Without `decide_seeds` it is all
+    there is, and the report says that its scores are optimistic.
+    """
+    if spec.budget.decide_seeds == 0:
+        return ("confirm",)
+    return ("confirm", "decide") if spec.budget.confirm_top == 1 else ("decide",)
+
+
+def judged_trials(spec: StudySpec, history: History, arm: str) -> list[Trial]:
+    """The finished runs that judge an arm, by number."""
+    point = chosen_point(spec, history, arm)
+    return [
+        t
+        for stage in judging_stages(spec)
+        for t in history.of(stage, arm)
+        if t.state not in OPEN and t.point == point
+    ]
+
+
+def looks(spec: StudySpec) -> list[int]:
+    """How many decide seeds an arm has at each look at the scores, evenly spaced."""
+    seeds = spec.budget.decide_seeds
+    count = min(spec.budget.decide_looks, seeds)
+    return [math.ceil(seeds * (k + 1) / count) for k in range(count)]
+
+
+def _decide(spec: StudySpec, history: History) -> list[Planned]:
+    """Every chosen configuration up to the first look, then those that are still undecided."""
+    chosen = {a.name: chosen_point(spec, history, a.name) for a in spec.arms}
+    arms = [a.name for a in spec.arms if chosen[a.name] is not None]
+    planned: list[Planned] = []
+    first = 0
+    for number, last in enumerate(looks(spec)):
+        if number:
+            contenders = still_open(spec, history, number)
+            arms = [a for a in arms if a in contenders]
+        planned += [
+            Planned(arm, seed_of(spec, DECIDING, s), s, chosen[arm])
+            for s in range(first, last)
+            for arm in arms
+        ]
+        finished = {(t.arm, t.seed) for t in history.of("decide") if t.state not in OPEN}
+        if not all((p.arm, p.seed) in finished for p in planned):
+            break  # the next look sees all of this one
+        first = last
+    return planned
+
+
+def still_open(spec: StudySpec, history: History, number: int) -> frozenset[str]:
+    """The arms that need more seeds after look `number` (from 1); pure.
+
+    A single arm has nobody to be compared with: the first look is its last.
+    """
+    plan = looks(spec)
+    limit = seed_of(spec, DECIDING, plan[number - 1])
+    scores = {
+        arm.name: {
+            t.seed: t.value if t.state == "completed" else None
+            for t in judged_trials(spec, history, arm.name)
+            if t.stage == "confirm" or t.seed < limit
+        }
+        for arm in spec.arms
+    }
+    return undecided(
+        scores,
+        spec.study.direction,
+        look=number,
+        looks=len(plan),
+        margin=spec.study.margin,
+        rng=np.random.default_rng(spec.study.seed),
+    )
+
+
+CONFIRM = Phase("confirm", _confirm, given_point, to_the_end)
+DECIDE = Phase("decide", _decide, given_point, to_the_end)
