@@ -125,8 +125,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             (full["arms"][arm], default["arms"][arm])
             for full, default in both
             for arm in full["arms"]
-            if full["arms"][arm]["score"] is not None
-            and default["arms"][arm]["score"] is not None
+            if full["arms"][arm]["score"] is not None and default["arms"][arm]["score"] is not None
         ]
         if not pairs:
             continue

@@ -96,12 +96,31 @@ def states(env: Environment) -> Counter[str]:
 CURVE = LrCurve(points=[], suggested_lr=1e-2, low=1e-3, high=3e-2, diverges_at=1e-1)
 
 
-def outcome(trial: Trial, value: Callable[[Trial], float | None]) -> Trial:
+# A study in which every part of the protocol has something to do.
+WHOLE: dict[str, Any] = {
+    "budget": {
+        "max_steps": 400,
+        "evaluations": 4,
+        "calibrate_seeds": 2,
+        "trials_per_arm": 8,
+        "extend_trials": 0.25,
+        "confirm_top": 2,
+        "confirm_seeds": 2,
+        "decide_seeds": 9,
+        "decide_looks": 3,
+    },
+    "search": {"batch_size": [8, 32]},
+}
+SLOW = 3.0  # how much longer a step of SGD takes in a simulated study
+
+
+def outcome(trial: Trial, value: Callable[[Trial], float | None], full_steps: int = 12) -> Trial:
     """A finished trial with the value of a made-up objective; None = diverged."""
     result = CURVE.suggested_lr if trial.stage == "lr-range" else value(trial)
     state = "diverged" if result is None else "completed"
-    steps = 40 if trial.stage == "lr-range" else 12
-    cost = {"steps": steps, "wall_seconds": 0.1 * steps}
+    steps = 40 if trial.stage == "lr-range" else round(full_steps * trial.length)
+    rate = SLOW if trial.configuration.optimizer == "sgd" else 1.0
+    cost = {"steps": steps, "wall_seconds": rate * steps}
     return trial.model_copy(update={"state": state, "value": result, **cost})
 
 
@@ -137,7 +156,7 @@ def simulate(
             trials[trial.number] = started
         if not running:
             return dict(sorted(trials.items()))
-        done = outcome(order.choice(running), value)
+        done = outcome(order.choice(running), value, spec.budget.max_steps or 12)
         trials[done.number] = done
         finished += 1
         if done.stage == "lr-range":

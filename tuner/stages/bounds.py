@@ -147,13 +147,14 @@ def unresolved_bounds(spec: StudySpec, history: History, arm: str) -> list[str]:
 
 def beyond(spec: StudySpec, history: History, arm: str) -> list[Point]:
     """The best point with each moved axis a third into what its box gained, on the log scale."""
-    tried = history.of("explore", arm)[: full_trials(spec, arm)]
-    best = best_points(spec, tried)
-    section = spec.arm(arm)
-    default = suggested_point(spec, section, history.curve(arm))
+    hits = widenings(spec, history, arm)
+    if not hits:
+        return []
+    best = best_points(spec, history.of("explore", arm)[: full_trials(spec, arm)])
+    default = suggested_point(spec, spec.arm(arm), history.curve(arm))
     space = final_box(spec, history, arm)
     points = []
-    for hit in widenings(spec, history, arm):
+    for hit in hits:
         old, new = (hit.old[0], hit.new[0]) if hit.side == "low" else (hit.old[1], hit.new[1])
         points.append(inside(space, {**best[0], hit.axis: old * (new / old) ** _PROBE}, default))
     return points

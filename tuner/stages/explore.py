@@ -72,45 +72,46 @@ def _interleaved(
     ]
 
 
-def _given(places: list[Planned], points: dict[str, list[Point]], first: int = 0) -> list[Planned]:
-    """The places with the points that are known before the sampler is asked."""
-    return [
-        replace(p, point=points[p.arm][p.index - first])
-        if p.index - first < len(points[p.arm])
-        else p
-        for p in places
-    ]
-
-
 def _screen(spec: StudySpec, history: History) -> list[Planned]:
     if not spec.budget.screens:
         return []
-    counts = {a.name: spec.trials_of(a.name) for a in spec.arms}
-    first = {a.name: first_points(spec, history, a) for a in spec.arms}
-    return _given(_interleaved(spec, TRYING, counts), first)
+    return _interleaved(spec, TRYING, {a.name: spec.trials_of(a.name) for a in spec.arms})
 
 
 def _explore(spec: StudySpec, history: History) -> list[Planned]:
-    counts = {a.name: full_trials(spec, a.name) for a in spec.arms}
-    first = {a.name: _best_so_far(spec, history, a) for a in spec.arms}
-    return _given(_interleaved(spec, EXPLORING, counts), first)
-
-
-def _best_so_far(spec: StudySpec, history: History, arm: ArmSection) -> list[Point]:
-    """The points with which an arm's full runs begin."""
-    if not spec.budget.screens:
-        return first_points(spec, history, arm)
-    return best_points(spec, history.of("screen", arm.name))[: promoted(spec, arm.name)]
+    return _interleaved(spec, EXPLORING, {a.name: full_trials(spec, a.name) for a in spec.arms})
 
 
 def _extend(spec: StudySpec, history: History) -> list[Planned]:
     """When one arm's bound moved, every arm gets the same share of further trials."""
     if not any(widenings(spec, history, a.name) for a in spec.arms):
         return []
-    most = max(full_trials(spec, a.name) for a in spec.arms)
     extra = {a.name: extra_trials(spec, a.name) for a in spec.arms}
-    first = {a.name: beyond(spec, history, a.name) for a in spec.arms}
-    return _given(_interleaved(spec, EXPLORING, extra, first=most), first, first=most)
+    return _interleaved(spec, EXPLORING, extra, first=_first_part(spec))
+
+
+def _first_part(spec: StudySpec) -> int:
+    """The index at which the second part of exploration begins."""
+    return max(full_trials(spec, a.name) for a in spec.arms)
+
+
+def _is_short(spec: StudySpec, place: Planned) -> bool:
+    return place.seed < seed_of(spec, EXPLORING, 0)
+
+
+def _known_point(spec: StudySpec, history: History, place: Planned) -> Point | None:
+    """The point of a place that needs no sampler: what its part of the search begins with."""
+    arm, first = spec.arm(place.arm), 0
+    if _is_short(spec, place):
+        points = first_points(spec, history, arm)
+    elif place.index >= _first_part(spec):
+        first = _first_part(spec)
+        points = beyond(spec, history, arm.name)
+    elif spec.budget.screens:
+        points = best_points(spec, history.of("screen", arm.name))[: promoted(spec, arm.name)]
+    else:
+        points = first_points(spec, history, arm)
+    return points[place.index - first] if place.index - first < len(points) else None
 
 
 def first_points(spec: StudySpec, history: History, arm: ArmSection) -> list[Point]:
@@ -171,11 +172,10 @@ def _proposed(
 
 def places_before(spec: StudySpec, history: History, place: Planned) -> list[int]:
     """The indices of an arm's places of the same stage that come before a place."""
-    first = full_trials(spec, place.arm)
-    most = max(full_trials(spec, a.name) for a in spec.arms)
-    if place.seed < seed_of(spec, EXPLORING, 0):
+    if _is_short(spec, place):
         return list(range(place.index))
-    return [i for i in range(place.index) if i < first or i >= most]
+    mine, second = full_trials(spec, place.arm), _first_part(spec)
+    return [i for i in range(place.index) if i < mine or i >= second]
 
 
 def _untuned(history: History, arm: str) -> list[Observation]:
@@ -184,8 +184,9 @@ def _untuned(history: History, arm: str) -> list[Observation]:
 
 
 def _screen_point(spec: StudySpec, history: History, place: Planned) -> Point | None:
-    if place.point is not None:
-        return place.point
+    known = _known_point(spec, history, place)
+    if known is not None:
+        return known
     mine = {index_of(t): t for t in history.of("screen", place.arm)}
     begin = len(first_points(spec, history, spec.arm(place.arm)))
     return _proposed(spec, history, place, mine, [], begin, NOT_WIDENED)
@@ -193,8 +194,9 @@ def _screen_point(spec: StudySpec, history: History, place: Planned) -> Point | 
 
 def _explore_point(spec: StudySpec, history: History, place: Planned) -> Point | None:
     """Of the first part of exploration and of the second, whose box may be wider."""
-    if place.point is not None:
-        return place.point
+    given = _known_point(spec, history, place)
+    if given is not None:
+        return given
     mine = {index_of(t): t for t in history.of("explore", place.arm)}
     bounds = widened(spec, history, place.arm)
     known = _untuned(history, place.arm)
@@ -235,9 +237,9 @@ def _rules(spec: StudySpec, history: History, place: Planned) -> tuple[StopRule,
     """Only for a point that waited for results: others may start at any time, so their rules would
     depend on timing; and they are the most promising ones.
     """
-    if not spec.run.prune or place.point is not None:
+    if not spec.run.prune or _known_point(spec, history, place) is not None:
         return ()
-    short = place.seed < seed_of(spec, EXPLORING, 0)
+    short = _is_short(spec, place)
     visible = [
         history.evaluations.get(t.number, ())
         for t in history.of("screen" if short else "explore", place.arm)
@@ -245,7 +247,7 @@ def _rules(spec: StudySpec, history: History, place: Planned) -> tuple[StopRule,
     ]
     return stop_rules(
         visible,
-        evaluations_of(spec, spec.budget.screen_length if short and spec.budget.screens else 1.0),
+        evaluations_of(spec, spec.budget.screen_length if short else 1.0),
         longest_warmup(spec, spec.arm(place.arm)),
     )
 

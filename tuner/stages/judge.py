@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from functools import lru_cache
 
 import numpy as np
 
 from tuner.compare.sequential import undecided
-from tuner.records import Stage, Trial
+from tuner.records import Direction, Stage, Trial
 from tuner.search import finite_values
 from tuner.space import Point
 from tuner.spec import StudySpec
@@ -117,21 +118,37 @@ def still_open(spec: StudySpec, history: History, number: int) -> frozenset[str]
     """
     plan = looks(spec)
     limit = seed_of(spec, DECIDING, plan[number - 1])
-    scores = {
-        arm.name: {
-            t.seed: t.value if t.state == "completed" else None
-            for t in judged_trials(spec, history, arm.name)
-            if t.stage == "confirm" or t.seed < limit
-        }
+    scores = tuple(
+        (
+            arm.name,
+            tuple(
+                (t.seed, t.value if t.state == "completed" else None)
+                for t in judged_trials(spec, history, arm.name)
+                if t.stage == "confirm" or t.seed < limit
+            ),
+        )
         for arm in spec.arms
-    }
+    )
+    study = spec.study
+    return _undecided(scores, study.direction, number, len(plan), study.margin, study.seed)
+
+
+@lru_cache(maxsize=64)  # every plan asks again about every look so far
+def _undecided(
+    scores: tuple[tuple[str, tuple[tuple[int, float | None], ...]], ...],
+    direction: Direction,
+    look: int,
+    looks: int,
+    margin: float | None,
+    seed: int,
+) -> frozenset[str]:
     return undecided(
-        scores,
-        spec.study.direction,
-        look=number,
-        looks=len(plan),
-        margin=spec.study.margin,
-        rng=np.random.default_rng(spec.study.seed),
+        {arm: dict(values) for arm, values in scores},
+        direction,
+        look=look,
+        looks=looks,
+        margin=margin,
+        rng=np.random.default_rng(seed),
     )
 
 

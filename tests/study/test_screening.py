@@ -1,0 +1,133 @@
+"""Short runs first: their schedules rescaled, the promising ones again at full length."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.study.specs import ADAMW, SGD, WHOLE, simulate, study_spec
+from tuner.jobs import Places, job_of
+from tuner.records import Trial
+from tuner.stages import History, full_trials, stage_sizes
+
+
+def quality(trial: Trial) -> float | None:
+    """Best at lr 0.02 in a full run and a little above in a short one, which ends lower."""
+    if trial.point["lr"] > 0.2:
+        return None
+    noise = random.Random(f"{trial.seed}{trial.arm}{trial.length}").gauss(0, 0.01)
+    short = trial.length < 1
+    return -((math.log10(trial.point["lr"]) + (1.5 if short else 1.7)) ** 2) + noise - 0.5 * short
+
+
+def plan(trials: dict[int, Trial]) -> list[tuple]:
+    return [
+        (t.number, t.arm, t.stage, t.seed, t.point, t.stop_rules, t.length) for t in trials.values()
+    ]
+
+
+@given(
+    order=st.randoms(use_true_random=False),
+    slots=st.integers(1, 5),
+    interrupt=st.none() | st.integers(0, 90),
+    equal=st.sampled_from(["steps", "wall-clock"]),
+)
+@settings(max_examples=6, deadline=None)
+def test_timing_and_interruption_change_nothing_of_the_whole_protocol(
+    order: random.Random, slots: int, interrupt: int | None, equal: str
+) -> None:
+    budget = {**WHOLE["budget"], "trials_per_arm": 6, "decide_seeds": 6, "equal": equal}
+    spec = study_spec(**{**WHOLE, "budget": budget}, run={"slots": 3})
+    reference = simulate(spec, quality)
+    other = simulate(spec, quality, slots=slots, order=order, interrupt_after=interrupt)
+    assert plan(other) == plan(reference)
+    assert list(reference) == list(range(len(reference)))
+
+
+def test_every_arm_screens_alike_and_promotes_its_best() -> None:
+    spec = study_spec(**WHOLE)
+    history = History(simulate(spec, quality), {})
+    for arm in spec.arms:
+        short = history.of("screen", arm.name)
+        assert [t.length for t in short] == [0.25] * 8
+        best = sorted((t for t in short if t.value is not None), key=lambda t: -t.value)[:2]
+        full = history.of("explore", arm.name)
+        assert [t.point for t in full[:2]] == [t.point for t in best]
+        assert {t.length for t in full} == {1.0}
+        assert not {t.seed for t in full} & {t.seed for t in short}
+        assert len(full[: full_trials(spec, arm.name)]) == 3
+
+
+def test_a_short_run_is_a_shorter_job_of_the_same_schedule() -> None:
+    places = Places((), Path("checkpoints"))
+    spec = study_spec(**WHOLE)
+    trials = simulate(spec, quality)
+    short = next(t for t in trials.values() if t.stage == "screen")
+    job = job_of(spec, short, places)
+    assert (job.max_steps, job.evaluations, job.configuration.schedule) == (
+        *(100, 4),
+        short.configuration.schedule,
+    )
+    full = next(t for t in trials.values() if t.stage == "confirm")
+    assert job_of(spec, full, places).max_steps == 400
+
+
+def test_exploration_costs_two_fifths_less() -> None:
+    budget = {**WHOLE["budget"], "trials_per_arm": 12, "extend_trials": 0}
+    steps = []
+    for changes in ({}, {"screen_length": 1.0}):
+        spec = study_spec(**{**WHOLE, "budget": {**budget, **changes}}, run={"prune": False})
+        history = History(simulate(spec, quality), {})
+        steps.append(sum(t.steps for s in ("screen", "explore") for t in history.of(s)))
+    assert steps[0] <= 0.6 * steps[1]
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [{"screen_length": 1.0}, {"max_steps": 100}, {"trials_per_arm": 5}],
+    ids=["told so", "trials too short", "too few of them"],
+)
+def test_without_screening_all_trials_are_full(budget: dict[str, float]) -> None:
+    spec = study_spec(**{**WHOLE, "budget": {**WHOLE["budget"], **budget}})
+    assert stage_sizes(spec)["screen"] == 0
+    trials = simulate(spec, quality).values()
+    assert {t.length for t in trials} == {1.0}
+    explored = [t for t in trials if t.stage == "explore" and t.arm == "sgd-cosine"]
+    assert len(explored) >= spec.budget.trials_per_arm
+
+
+def test_stop_rules_know_only_their_own_arm_and_length() -> None:
+    """One arm is a hundred times worse: its thresholds are its own."""
+    budget = {**WHOLE["budget"], "trials_per_arm": 12, "refine": 0.5}
+    spec = study_spec(**{**WHOLE, "budget": budget})
+    trials = simulate(
+        spec, lambda t: (quality(t) or -9.0) - (100.0 if t.arm == "sgd-cosine" else 0.0)
+    )
+    for arm, low, high in (("sgd-cosine", -200, -90), ("adamw-warmup_cosine", -20, 1)):
+        rules = [r for t in trials.values() if t.arm == arm for r in t.stop_rules]
+        assert rules
+        assert all(low < rule.threshold < high for rule in rules)
+    # Full runs are never measured against the short ones, which end 0.5 lower.
+    assert not any(
+        t.stop_rules for t in trials.values() if t.stage in ("confirm", "decide", "defaults")
+    )
+
+
+def test_the_promoted_and_the_first_are_never_stopped() -> None:
+    spec = study_spec(**WHOLE, arms=[ADAMW, SGD])
+    history = History(simulate(spec, quality), {})
+    for arm in spec.arms:
+        assert all(t.stop_rules == () for t in history.of("explore", arm.name)[:2])
+        assert history.of("screen", arm.name)[0].stop_rules == ()
+
+
+def test_the_choice_follows_the_full_runs() -> None:
+    """The short runs' optimum lies elsewhere; what they promote is judged at full length."""
+    spec = study_spec(**{**WHOLE, "budget": {**WHOLE["budget"], "trials_per_arm": 24}})
+    history = History(simulate(spec, quality), {})
+    for arm in spec.arms:
+        lr = history.of("decide", arm.name)[0].point["lr"]
+        assert abs(math.log10(lr) + 1.7) < 0.3
