@@ -71,9 +71,7 @@ def regrets(
     steps: Sequence[int],
 ) -> np.ndarray:
     """Shape (steps, studies)."""
-    return np.array(
-        [[loss_of(r, task, confirmed, s) / best - 1 for r in studies] for s in steps]
-    )
+    return np.array([[loss_of(r, task, confirmed, s) / best - 1 for r in studies] for s in steps])
 
 
 def cell(values: np.ndarray) -> str:

@@ -50,15 +50,22 @@ class Scenario:
         args: dict[str, Any] = {**dict(self.optimizer_args), **point}
         batch_size = int(args.pop("batch_size"))
         return Configuration(
-            optimizer=self.optimizer, optimizer_args=args, schedule=self.schedule,
+            optimizer=self.optimizer,
+            optimizer_args=args,
+            schedule=self.schedule,
             batch_size=batch_size,
         )
 
     def job(self, name: str, point: Point, seed: int) -> Job:
         """A full trial."""
         return Job(
-            id=name, kind="train", task=self.module, configuration=self.configuration(point),
-            seed=seed, max_steps=STEPS, evaluations=EVALUATIONS,
+            id=name,
+            kind="train",
+            task=self.module,
+            configuration=self.configuration(point),
+            seed=seed,
+            max_steps=STEPS,
+            evaluations=EVALUATIONS,
         )
 
 

@@ -1,12 +1,9 @@
-"""The tasks of `compute_to_answer`: real data of `studies/`, models so small that 300 steps are cheap.
+"""The tasks of `compute_to_answer`: real data of `studies/`, models so small that runs are cheap.
 
 Every task is judged by its validation loss.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +68,11 @@ def autoencoder() -> Task:
 
     return Task(
         model=lambda: nn.Sequential(
-            nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 8), nn.Linear(8, 24), nn.Tanh(),
+            nn.Linear(64, 24),
+            nn.Tanh(),
+            nn.Linear(24, 8),
+            nn.Linear(8, 24),
+            nn.Tanh(),
             nn.Linear(24, 64),
         ),
         train=images(task.train),
@@ -98,8 +99,11 @@ def characters() -> Task:
 
     return Task(
         model=lambda: nn.Sequential(
-            nn.Embedding(alphabet, SYMBOL_WIDTH), nn.Flatten(),
-            nn.Linear(HISTORY * SYMBOL_WIDTH, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, alphabet),
+            nn.Embedding(alphabet, SYMBOL_WIDTH),
+            nn.Flatten(),
+            nn.Linear(HISTORY * SYMBOL_WIDTH, HIDDEN),
+            nn.Tanh(),
+            nn.Linear(HIDDEN, alphabet),
         ),
         train=windows(task.train, 100_000),
         val=windows(task.val, 1_000),

@@ -152,8 +152,13 @@ def _outcome(
         value, steps = values[row], step
         evaluations.append(
             Evaluation(
-                step=step, examples=step * batch_size, seconds=0.0, lr=peak * factor,
-                train_loss=0.0, grad_norm=0.0, metrics={"loss": value},
+                step=step,
+                examples=step * batch_size,
+                seconds=0.0,
+                lr=peak * factor,
+                train_loss=0.0,
+                grad_norm=0.0,
+                metrics={"loss": value},
             )
         )
         if any(

@@ -43,6 +43,7 @@ LAYERS = {
         ("tuner.records", "tuner.spec_values"),
         ("tuner.spec", "tuner.task", "tuner.provenance", "tuner.recipes"),
         ("tuner.space",),
+        ("tuner.surrogate",),
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),
         ("tuner.stages",),
         ("tuner.advice", "tuner.answer", "tuner.jobs", "tuner.lease"),

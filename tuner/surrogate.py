@@ -11,7 +11,7 @@ Pure functions of arrays: the same observations give the same model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,14 @@ from scipy.stats import norm, qmc
 
 Array = NDArray[np.float64]
 
-SAMPLES = 128  # of the hyperparameters, from their prior
-KEPT = 16  # the most likely of them, by their evidence
+SAMPLES = 64  # of the hyperparameters, from their prior
+KEPT = 12  # the most likely of them, by their evidence
 # Priors, as (median, standard deviation of the logarithm).
-LENGTH_SCALE = (0.6, 0.8)  # in units of the box
+LENGTH_SCALE = (1.2, 0.7)  # in units of the box
 NOISE = (0.25, 0.8)  # standard deviation, relative to the function's
 SHORT = (0.4, 0.6)  # of what a short run adds, relative to the function's
 LEVEL = 2.0  # of the unknown constants, relative to the function's
-CURVATURE = 1.0  # of the parabola along each axis, relative to the function's
+CURVATURE = 0.5  # of the parabola along each axis, relative to the function's
 # Inverse gamma prior of the function's variance.
 SHAPE, SCALE = 2.0, 1.0
 
@@ -84,10 +84,20 @@ class Surrogate:
 
 
 def fit(places: Array, values: Array, shorts: Array) -> Surrogate:
-    """The posterior after runs at `places` (n, d) with `values` (n,), small ones being good."""
+    """The posterior after runs at `places` (n, d) with `values` (n,), small ones being good.
+
+    Remembered: a plan is worked out anew after every run, mostly from the same observations.
+    """
+    return _fit(places.shape[1], places.tobytes(), values.tobytes(), shorts.tobytes())
+
+
+@lru_cache(maxsize=64)
+def _fit(dimensions: int, *columns: bytes) -> Surrogate:
+    flat, values, shorts = (np.frombuffer(column) for column in columns)
+    places = flat.reshape(-1, dimensions)
     center, spread = float(np.mean(values)), float(np.std(values)) or 1.0
     scaled = (values - center) / spread
-    settings = _prior_samples(places.shape[1])
+    settings = _prior_samples(dimensions)
     covariances = _covariance(places, shorts, places, shorts, settings)
     n = len(values)
     noise = settings[:, -2, None] ** 2 * np.ones(n)[None] + 1e-8

@@ -87,9 +87,7 @@ def test_costs_are_those_of_the_arms_own_runs() -> None:
 @pytest.mark.parametrize(
     ("budget", "key"), [({"total_steps": 9000}, "total_steps"), ({"hours": 0.5}, "hours")]
 )
-def test_too_small_a_limit_is_refused_with_the_smallest(
-    budget: dict[str, float], key: str
-) -> None:
+def test_too_small_a_limit_is_refused_with_the_smallest(budget: dict[str, float], key: str) -> None:
     with pytest.raises(UsageError, match=rf"budget\.{key} = .*too small.*from about \d+"):
         forecast(limited(**budget), INFO, slots=2)
 
