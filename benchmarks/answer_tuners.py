@@ -157,11 +157,11 @@ def ray_asha(scenario: Scenario, repetition: int, budget: int, train: Train) -> 
     raise AssertionError
 
 
-def study(preset: str) -> Tuner:
-    """This project: a study of one arm with a preset, everything else left to the study."""
+def study(preset: str, **budget: float) -> Tuner:
+    """This project: a study of one arm with a preset, but for changed keys of its budget."""
 
     def run(scenario: Scenario, repetition: int, budget: int, train: Train) -> list[Choice]:
-        spec = study_spec(scenario, repetition, preset)
+        spec = study_spec(scenario, repetition, preset, **budget)
         bill, trials = Bill(), dict[int, Trial]()
         curves: dict[int, LrCurve] = {}
         values: dict[int, list[float]] = {}
@@ -202,7 +202,7 @@ def _losses(evaluations: list[Evaluation]) -> list[float]:
     return [e.metrics["loss"] for e in evaluations]
 
 
-def study_spec(scenario: Scenario, repetition: int, preset: str) -> StudySpec:
+def study_spec(scenario: Scenario, repetition: int, preset: str, **budget: float) -> StudySpec:
     """The study file: the batch sizes, the other ranges, and `lr = "auto"`."""
     name, low, high = scenario.momentum
     data = {
@@ -213,7 +213,7 @@ def study_spec(scenario: Scenario, repetition: int, preset: str) -> StudySpec:
             "preset": preset,
             "seed": repetition,
         },
-        "budget": {"max_steps": STEPS, "evaluations": EVALUATIONS},
+        "budget": {"max_steps": STEPS, "evaluations": EVALUATIONS, **budget},
         "search": {
             "batch_size": list(scenario.batch_sizes),
             "weight_decay": list(scenario.weight_decay),
@@ -245,8 +245,9 @@ def _note(bill: Bill, spec: StudySpec, history: History) -> None:
 TUNERS: dict[str, Tuner] = {
     "quick": study("quick"),
     "standard": study("standard"),
+    "unscreened": study("quick", screen_length=1.0, trials_per_arm=11),
     "optuna": optuna_tpe,
     "random": random_search,
     "asha": ray_asha,
 }
-OURS = ("quick", "standard")
+OURS = ("quick", "standard", "unscreened")

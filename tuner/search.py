@@ -86,8 +86,12 @@ def propose(
     return fixed | _improve(free, inside, pending, direction, rng)
 
 
-def estimates(space: Space, seen: Sequence[Observation], direction: Direction) -> list[Estimate]:
-    """The distinct points with a full run, by what a further seed is expected to give, best first.
+def estimates(
+    space: Space, seen: Sequence[Observation], direction: Direction, length: float = 1.0
+) -> list[Estimate]:
+    """The distinct points, by what a full run on a further seed is expected to give, best first.
+
+    Those that ran for at least `length` of a full trial.
 
     One seed's score is its configuration's mean plus luck, and the best of many scores is mostly
     lucky. So neighbours are asked too: the estimate is the surrogate's, or the mean of its runs for
@@ -97,7 +101,12 @@ def estimates(space: Space, seen: Sequence[Observation], direction: Direction) -
     sign = 1.0 if direction == "minimize" else -1.0
     points: list[Point] = []
     for o in seen:
-        if o.value is not None and o.pruned_at is None and o.length == 1 and o.point not in points:
+        if (
+            o.value is not None
+            and o.pruned_at is None
+            and o.length >= length
+            and o.point not in points
+        ):
             points.append(o.point)
     told = finite_values(seen, direction)
     means = [

@@ -34,7 +34,6 @@ from tuner.stages.bounds import (
     widened,
     widenings,
 )
-from tuner.stages.expected import smoothed
 from tuner.stages.history import (
     EXPLORING,
     OPEN,
@@ -42,6 +41,7 @@ from tuner.stages.history import (
     History,
     Phase,
     Planned,
+    best_points,
     index_of,
     observation,
     seed_of,
@@ -108,9 +108,7 @@ def _known_point(spec: StudySpec, history: History, place: Planned) -> Point | N
         first = _first_part(spec)
         points = beyond(spec, history, arm.name)
     elif spec.budget.screens:
-        tried = [t for t in history.of("screen", arm.name) if t.state not in OPEN]
-        best = smoothed(spec, history, arm.name, tried, spec.budget.screen_length)
-        points = [e.point for e in best][: promoted(spec, arm.name)]
+        points = best_points(spec, history.of("screen", arm.name))[: promoted(spec, arm.name)]
     else:
         points = first_points(spec, history, arm)
     return points[place.index - first] if place.index - first < len(points) else None
