@@ -157,11 +157,11 @@ def ray_asha(scenario: Scenario, repetition: int, budget: int, train: Train) -> 
     raise AssertionError
 
 
-def study(preset: str, **budget: float) -> Tuner:
+def study(preset: str, **changes: float) -> Tuner:
     """This project: a study of one arm with a preset, but for changed keys of its budget."""
 
     def run(scenario: Scenario, repetition: int, budget: int, train: Train) -> list[Choice]:
-        spec = study_spec(scenario, repetition, preset, **budget)
+        spec = study_spec(scenario, repetition, preset, **changes)
         bill, trials = Bill(), dict[int, Trial]()
         curves: dict[int, LrCurve] = {}
         values: dict[int, list[float]] = {}
