@@ -41,12 +41,16 @@ LAYERS = {
     "tuner": (
         ("tuner.errors", "tuner.paths", "tuner"),
         ("tuner.records", "tuner.spec_values"),
+        ("tuner.spec_sections",),
         ("tuner.spec", "tuner.task", "tuner.provenance", "tuner.recipes"),
         ("tuner.space",),
         ("tuner.surrogate",),
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),
         ("tuner.stages",),
-        ("tuner.advice", "tuner.answer", "tuner.jobs", "tuner.lease"),
+        (
+            *("tuner.advice", "tuner.answer", "tuner.forecast"),
+            *("tuner.jobs", "tuner.lease", "tuner.standing"),
+        ),
         ("tuner.seeding", "tuner.data", "tuner.checkpoint", "tuner.lr_curve", "tuner.snapshot"),
         ("tuner.layers", "tuner.workload"),
         ("tuner.lr_finder",),

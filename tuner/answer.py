@@ -13,6 +13,7 @@ from tuner.spec import StudySpec
 from tuner.stages import (
     OPEN,
     History,
+    as_explored,
     better_first,
     candidates,
     full_trials,
@@ -34,7 +35,7 @@ def arm_scores(spec: StudySpec, history: History, arm: str) -> ArmScores:
         params=judged[0].params if judged else (explored[0].params if explored else {}),
         seeds=[t.seed for t in judged],
         scores=[t.value for t in judged],
-        explored=len(explored),
+        explored=as_explored(spec, arm, len(explored)),
         explored_values=[t.value for t in explored if t.value is not None],
         flags=unresolved_bounds(spec, history, arm),
     )

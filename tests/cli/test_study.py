@@ -25,6 +25,7 @@ preset = "quick"
 max_steps = 12
 evaluations = 3
 trials_per_arm = 3
+extend_trials = 0
 confirm_top = 1
 confirm_seeds = 2
 decide_seeds = 2
@@ -88,6 +89,13 @@ def test_show(ask: Tuner) -> None:
     study = ask("study", "show", "small", "--json").json
     assert study["spec"]["budget"]["max_steps"] == 12
     assert {stage["stage"] for stage in study["stages"]} >= {"defaults", "explore", "confirm"}
+    assert all(s["finished"] == s["planned"] for s in study["stages"])
+    assert (study["stage"], study["left"], study["time_left"]) == (None, None, None)
+    for arm in study["arms"]:
+        assert arm["finished"] == arm["expected"]
+        assert arm["best"]["fresh"]
+        assert arm["best"]["low"] <= arm["best"]["value"] <= arm["best"]["high"]
+    assert study["calibration"]["runs"] == 3
     shown = ask("study", "show", "small")
     assert shown.code == 0
     assert "sgd-cosine" in shown.out
@@ -118,7 +126,7 @@ def test_trials(ask: Tuner) -> None:
 
 def test_one_trial(ask: Tuner) -> None:
     trial = ask("trial", "show", "small", "0", "--json").json
-    assert trial["stage"] == "defaults"
+    assert trial["stage"] == "calibrate"
     assert [evaluation["step"] for evaluation in trial["evaluations"]] == [4, 8, 12]
     assert len(trial["lrs"]) == 12
     assert {"code", "packages", "host", "task"} <= trial["provenance"].keys()

@@ -6,6 +6,7 @@ import pytest
 
 from tests.study.specs import ADAMW, SGD, SLOW, WHOLE, simulate, study_spec
 from tests.study.test_bounds import optimum_at
+from tuner.answer import arm_scores
 from tuner.errors import UsageError
 from tuner.forecast import forecast
 from tuner.spec import StudySpec
@@ -75,6 +76,15 @@ def test_equal_wall_clock_gives_a_slow_arm_fewer_trials() -> None:
     ]
     assert seconds[0] == pytest.approx(seconds[1], rel=0.35)
     assert sum(counts.values()) == pytest.approx(2 * 12 * 4 / 3, abs=1)  # the same total time
+
+
+def test_a_slow_arm_with_its_equal_share_is_not_under_explored() -> None:
+    spec = limited(equal="wall-clock", trials_per_arm=24, confirm_seeds=2, decide_seeds=2)
+    history = History(simulate(spec, value), {})
+    spec = resolved(spec, history)
+    slow, fast = (arm_scores(spec, history, name) for name in ("sgd-cosine", spec.arms[0].name))
+    assert len(history.of("explore", "sgd-cosine")) < 0.5 * len(history.of("explore", fast.name))
+    assert slow.explored > 0.7 * fast.explored
 
 
 def test_costs_are_those_of_the_arms_own_runs() -> None:
