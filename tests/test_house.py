@@ -50,6 +50,7 @@ LAYERS = {
         ("tuner.spec_sections",),
         ("tuner.spec", "tuner.task", "tuner.provenance", "tuner.recipes"),
         ("tuner.space",),
+        ("tuner.surrogate",),
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),
         ("tuner.stages",),
         (

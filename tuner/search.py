@@ -1,16 +1,20 @@
 """The sampler: from what an arm has seen to what it tries next. The only file that imports optuna.
 
-`propose` is a pure function of the history. Nothing is kept between calls, so a resumed study
-proposes exactly what an uninterrupted one would have proposed.
+`propose` and `estimates` are pure functions of the history. Nothing is kept between calls, so a
+resumed study proposes exactly what an uninterrupted one would have proposed.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tuner.records import Direction
 from tuner.space import Dimension, Point, Space
@@ -19,17 +23,37 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
+    from tuner.surrogate import Surrogate
+
+Array = NDArray[np.float64]
+
+MOST = 150  # runs that the surrogate sees; its cost grows with their cube
+_FEWEST = 3  # runs that a surrogate needs
+_COVERING, _AROUND, _LEADERS = 256, 48, 5  # candidates: everywhere, and around each of the best
+_STEPS = (0.05, 0.2)  # how far around, in units of the box
+_CAP = 10.0  # of the distance from the best to the median: everything beyond is as bad
+
 
 @dataclass(frozen=True)
 class Observation:
     """A point and its result; `value=None` for a run that diverged or failed.
 
-    `pruned_at` is the step at which early stopping ended the run, None for a full run.
+    `pruned_at` is the step at which early stopping ended the run, None for a run to its end.
+    `length` is the share of a full trial that the run was planned for.
     """
 
     point: Point
     value: float | None
     pruned_at: int | None = None
+    length: float = 1.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a full run at a point is expected to give, over seeds."""
+
+    point: Point
+    value: float
 
 
 def propose(
@@ -43,41 +67,105 @@ def propose(
 ) -> Point:
     """The point of an arm's trial `index`.
 
-    The first `startup` points are a scrambled Sobol sequence; later ones come from Optuna's
-    multivariate TPE over `seen`, which keeps away from `pending`. A run without a value is told
-    as finite and worse than anything seen: TPE ignores NaN and failed trials and would return to
-    the cliff for ever (0.92 of its trials diverged, against 0.32).
+    The first `startup` points are a scrambled Sobol sequence. Later ones maximise the expected
+    improvement under a Gaussian process with seed noise (`tuner.surrogate`), which keeps away from
+    `pending`; beyond `MOST` runs they come from Optuna's multivariate TPE. A run without a value is
+    told as finite and worse than anything seen: a sampler that does not see it returns to the cliff
+    for ever (0.92 of TPE's trials diverged, against 0.32).
     """
     free = tuple(d for d in space if _is_free(d))
     fixed = {d.name: d.values[0] if d.values else d.low for d in space if not _is_free(d)}
     if not free:
         return fixed
-    if index < startup:
+    inside = [o for o in seen if _contains(free, o.point)]
+    if index < startup or len(inside) < _FEWEST:
         return fixed | _sobol(free, index, seed)
-    return fixed | _tpe(free, seen, pending, direction, seed * 100_003 + index)
+    if len(inside) > MOST:
+        return fixed | _tpe(free, inside, pending, direction, seed * 100_003 + index)
+    rng = np.random.default_rng([seed, index])
+    return fixed | _improve(free, inside, pending, direction, rng)
+
+
+def estimates(
+    space: Space, seen: Sequence[Observation], direction: Direction, length: float = 1.0
+) -> list[Estimate]:
+    """The distinct points, by what a full run on a further seed is expected to give, best first.
+
+    Those that ran for at least `length` of a full trial.
+
+    One seed's score is its configuration's mean plus luck, and the best of many scores is mostly
+    lucky. So neighbours are asked too: the estimate is the surrogate's, or the mean of its runs for
+    a point outside of the box and while there are too few runs for a surrogate. A point with a run
+    that diverged or failed is as good as that run.
+    """
+    sign = 1.0 if direction == "minimize" else -1.0
+    points: list[Point] = []
+    for o in seen:
+        if (
+            o.value is not None
+            and o.pruned_at is None
+            and o.length >= length
+            and o.point not in points
+        ):
+            points.append(o.point)
+    told = finite_values(seen, direction)
+    means = [
+        statistics.fmean(v for o, v in zip(seen, told, strict=True) if o.point == p) for p in points
+    ]
+    free = tuple(d for d in space if _is_free(d))
+    inside = [o for o in seen if _contains(free, o.point)]
+    known = [k for k, p in enumerate(points) if _contains(free, p)]
+    if free and known and _FEWEST <= len(inside) <= MOST:
+        warp = _Warp.of(inside, sign)
+        model = _model(free, inside, warp)
+        smoothed, _ = model.predict(_places(free, [points[k] for k in known]))
+        failed = [o.point for o in seen if o.value is None]
+        for k, z in zip(known, smoothed, strict=True):
+            if points[k] not in failed:
+                means[k] = sign * warp.back(float(z))
+    order = sorted(range(len(points)), key=lambda k: sign * means[k])
+    return [Estimate(points[k], means[k]) for k in order]
 
 
 def _is_free(dimension: Dimension) -> bool:
     return len(dimension.values) > 1 if dimension.values else dimension.low < dimension.high
 
 
+def _contains(space: Space, point: Point) -> bool:
+    return all(d.contains(point[d.name]) for d in space)
+
+
 def _sobol(space: Space, index: int, seed: int) -> Point:
+    return _point(space, _covering(space, index + 1, np.random.default_rng(seed))[-1])
+
+
+def _covering(space: Space, count: int, rng: np.random.Generator) -> Array:
+    """The first places of a scrambled Sobol sequence."""
     from scipy.stats import qmc
 
-    sampler = qmc.Sobol(len(space), scramble=True, rng=seed)
     with warnings.catch_warnings():
         # Balance needs 2^m points; any prefix still covers the box better than random points.
         warnings.simplefilter("ignore", UserWarning)
-        fractions = sampler.random(index + 1)[-1]
-    return {d.name: d.at(float(f)) for d, f in zip(space, fractions, strict=True)}
+        places: Array = qmc.Sobol(len(space), scramble=True, rng=rng).random(count)
+    return places
 
 
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    from optuna.distributions import FloatDistribution, IntDistribution
+def _point(space: Space, place: Array) -> Point:
+    return {d.name: d.at(float(f)) for d, f in zip(space, place, strict=True)}
 
-    if dimension.values:
-        return IntDistribution(0, int(dimension.end))  # ordered: neighbours are alike
-    return FloatDistribution(dimension.start, dimension.end, log=dimension.log)
+
+def _places(space: Space, points: Sequence[Point]) -> Array:
+    """Where points lie in the unit cube, shape (points, axes)."""
+    return np.array([[_place(d, p[d.name]) for d in space] for p in points], dtype=np.float64)
+
+
+def _place(axis: Dimension, value: float) -> float:
+    at = axis.coordinate(value)
+    if axis.values:
+        return (at + 0.5) / len(axis.values)
+    if axis.log:
+        return math.log(at / axis.start) / math.log(axis.end / axis.start)
+    return (at - axis.start) / (axis.end - axis.start)
 
 
 def finite_values(seen: Sequence[Observation], direction: Direction) -> list[float]:
@@ -88,6 +176,97 @@ def finite_values(seen: Sequence[Observation], direction: Direction) -> list[flo
     best = min((sign * v for v in known), default=0.0)
     missing = sign * (worst + max(worst - best, abs(worst), 1.0))
     return [o.value if o.value is not None and math.isfinite(o.value) else missing for o in seen]
+
+
+@dataclass(frozen=True)
+class _Warp:
+    """A scale on which differences among good runs count, and how bad a bad run is does not.
+
+    The logarithm of the distance to the best, in units of the median's, up to `_CAP`; a run without
+    a value lies a step beyond. Values are signed so that small ones are good.
+    """
+
+    sign: float
+    best: float
+    unit: float
+
+    @classmethod
+    def of(cls, seen: Sequence[Observation], sign: float) -> _Warp:
+        known = [sign * o.value for o in seen if o.value is not None and math.isfinite(o.value)]
+        best = min(known, default=0.0)
+        return cls(sign, best, (statistics.median(known) - best if known else 0.0) or 1.0)
+
+    def __call__(self, seen: Sequence[Observation]) -> Array:
+        """The scaled values; a pruned run is at least as bad as the median of its length."""
+        ends: dict[float, list[float]] = {}
+        for o in seen:
+            if o.pruned_at is None and o.value is not None:
+                ends.setdefault(o.length, []).append(self.sign * o.value)
+        typical = {length: statistics.median(values) for length, values in ends.items()}
+        scaled = []
+        for o in seen:
+            if o.value is None or not math.isfinite(o.value):
+                scaled.append(math.log1p(_CAP) + 0.5)
+                continue
+            value = self.sign * o.value
+            if o.pruned_at is not None:
+                value = max(value, typical.get(o.length, value))
+            scaled.append(math.log1p(min((value - self.best) / self.unit, _CAP)))
+        return np.array(scaled)
+
+    def back(self, scaled: float) -> float:
+        """The signed value at a place of the scale."""
+        return self.best + self.unit * math.expm1(scaled)
+
+
+def _model(space: Space, seen: Sequence[Observation], warp: _Warp) -> Surrogate:
+    from tuner.surrogate import fit
+
+    shorts = np.array([1.0 - o.length for o in seen])
+    return fit(_places(space, [o.point for o in seen]), warp(seen), shorts)
+
+
+def _improve(
+    space: Space,
+    seen: Sequence[Observation],
+    pending: Sequence[Point],
+    direction: Direction,
+    rng: np.random.Generator,
+) -> Point:
+    """The candidate from which the surrogate expects the largest improvement.
+
+    A pending run is taken to give what is expected of it, so that nobody runs beside it.
+    """
+    warp = _Warp.of(seen, 1.0 if direction == "minimize" else -1.0)
+    model = _model(space, seen, warp)
+    running = [p for p in pending if _contains(space, p)]
+    if running:
+        expected, _ = model.predict(_places(space, running))
+        values = [warp.sign * warp.back(float(z)) for z in expected]
+        believed = [Observation(p, v) for p, v in zip(running, values, strict=True)]
+        seen = [*seen, *believed]
+        model = _model(space, seen, warp)
+    places = _places(space, [o.point for o in seen])
+    means, _ = model.predict(places)
+    leaders = places[np.argsort(means)[:_LEADERS]]
+    moved = np.repeat(leaders, _AROUND, axis=0)
+    widths = np.resize(_STEPS, len(moved))[:, None]
+    moved = moved + widths * rng.normal(size=moved.shape)
+    everywhere = _covering(space, _COVERING, rng)
+    candidates = [
+        _point(space, place)
+        for place in np.clip(np.concatenate([everywhere, moved]), 0.0, 1.0 - 1e-9)
+    ]
+    gains = model.expected_improvement(_places(space, candidates), float(means.min()))
+    return candidates[int(np.argmax(gains))]
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    if dimension.values:
+        return IntDistribution(0, int(dimension.end))  # ordered: neighbours are alike
+    return FloatDistribution(dimension.start, dimension.end, log=dimension.log)
 
 
 def _tpe(
@@ -108,11 +287,10 @@ def _tpe(
         params = {d.name: d.coordinate(point[d.name]) for d in space}
         return create_trial(params=params, distributions=distributions, **result)  # type: ignore[arg-type]
 
-    inside = [o for o in seen if all(d.contains(o.point[d.name]) for d in space)]
     study = optuna.create_study(
         direction=direction, sampler=TPESampler(seed=seed % 2**32, n_startup_trials=1)
     )
-    for observation, value in zip(inside, finite_values(inside, direction), strict=True):
+    for observation, value in zip(seen, finite_values(seen, direction), strict=True):
         if observation.pruned_at is None:
             study.add_trial(frozen(observation.point, state=TrialState.COMPLETE, value=value))
         else:

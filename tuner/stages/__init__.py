@@ -24,6 +24,7 @@ from tuner.stages.bounds import (
     widenings,
 )
 from tuner.stages.budget import Cost, divided, full_costs, least_cost, resolved
+from tuner.stages.expected import expected, leading_point
 from tuner.stages.explore import evaluations_of, lookback, stop_rules
 from tuner.stages.history import OPEN, History, Planned, better_first
 from tuner.stages.judge import candidates, chosen_point, judged_trials, judging_stages, looks
@@ -52,6 +53,7 @@ __all__ = [
     "detectable_in_words",
     "divided",
     "evaluations_of",
+    "expected",
     "expected_sizes",
     "expected_trials",
     "final_box",
@@ -59,6 +61,7 @@ __all__ = [
     "full_trials",
     "judged_trials",
     "judging_stages",
+    "leading_point",
     "least_cost",
     "lookback",
     "looks",

@@ -165,7 +165,7 @@ def _proposed(
         [complete(t.point) for t in pending],
         spec.study.direction,
         index=len(earlier) - begin,
-        startup=max(3, min(10, spec.trials_of(arm.name) // 2)),
+        startup=max(4, min(8, spec.trials_of(arm.name) * 2 // 5)),
         seed=spec.study.seed * 1_009 + spec.arms.index(arm),
     )
 
@@ -202,35 +202,14 @@ def _explore_point(spec: StudySpec, history: History, place: Planned) -> Point |
     known = _untuned(history, place.arm)
     begin = len(first_points(spec, history, spec.arm(place.arm)))
     if spec.budget.screens:
-        known += _corrected(spec, history, place, mine)
+        known += _short(history, place.arm)
         begin = -spec.trials_of(place.arm)  # the quasi-random part was the screening
     return _proposed(spec, history, place, mine, known, begin, bounds)
 
 
-def _corrected(
-    spec: StudySpec, history: History, place: Planned, mine: dict[int, Trial]
-) -> list[Observation]:
-    """Short runs as full ones: moved by the median difference of configurations run at both."""
-    short = [t for t in history.of("screen", place.arm) if t.state not in OPEN]
-    seen = [t for i, t in sorted(mine.items()) if i < place.index - lookback(spec)]
-    pairs = [
-        full.value - quick.value
-        for full in seen
-        for quick in short
-        if full.point == quick.point
-        and full.state == quick.state == "completed"
-        and full.value is not None
-        and quick.value is not None
-    ]
-    if not pairs:
-        return []
-    shift = statistics.median(pairs)
-    known = [t.point for t in mine.values()]
-    return [
-        Observation(t.point, None if t.value is None else t.value + shift)
-        for t in short
-        if t.state in ("completed", "diverged") and t.point not in known
-    ]
+def _short(history: History, arm: str) -> list[Observation]:
+    """The screening runs; the sampler's model knows that they were short."""
+    return [observation(t) for t in history.of("screen", arm) if t.state not in OPEN]
 
 
 def _rules(spec: StudySpec, history: History, place: Planned) -> tuple[StopRule, ...]:

@@ -105,7 +105,7 @@ def sign(spec: StudySpec) -> float:
 def observation(trial: Trial) -> Observation:
     """What the sampler is told about a finished trial."""
     pruned_at = trial.steps if trial.state == "pruned" else None
-    return Observation(trial.point, trial.value, pruned_at)
+    return Observation(trial.point, trial.value, pruned_at, trial.length)
 
 
 def better_first(spec: StudySpec, trials: Sequence[Trial]) -> list[Trial]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import statistics
 from functools import lru_cache
 
 import numpy as np
 
 from tuner.compare.sequential import undecided
 from tuner.records import Direction, Stage, Trial
-from tuner.search import finite_values
 from tuner.space import Point
 from tuner.spec import StudySpec
+from tuner.stages.expected import EXPLORED, expected
 from tuner.stages.history import (
     CONFIRMING,
     DECIDING,
@@ -20,19 +19,15 @@ from tuner.stages.history import (
     History,
     Phase,
     Planned,
-    best_points,
     given_point,
-    observation,
     seed_of,
-    sign,
     to_the_end,
 )
 
 
 def candidates(spec: StudySpec, history: History, arm: str) -> list[Point]:
-    """The arm's best distinct points of exploration, its published defaults among them."""
-    tried = [*history.untuned(arm), *history.of("explore", arm)]
-    return best_points(spec, tried)[: spec.budget.confirm_top]
+    """The arm's most promising points of exploration, its published defaults among them."""
+    return [e.point for e in expected(spec, history, arm, EXPLORED)][: spec.budget.confirm_top]
 
 
 def _confirm(spec: StudySpec, history: History) -> list[Planned]:
@@ -45,19 +40,13 @@ def _confirm(spec: StudySpec, history: History) -> list[Planned]:
 
 
 def chosen_point(spec: StudySpec, history: History, arm: str) -> Point | None:
-    """The candidate with the best mean over the confirmation seeds; None without a candidate.
+    """The candidate that is expected to be best, by all that the arm has run; None without one.
 
-    A run without a value counts as worse than any other, it is never dropped.
+    A candidate with a run without a value counts as worse than any other, it is never dropped.
     """
-    trials = history.of("confirm", arm)
-    values = finite_values([observation(t) for t in trials], spec.study.direction)
-    points = [t.point for t in trials]
-
-    def mean(point: Point) -> float:
-        scores = [v for p, v in zip(points, values, strict=True) if p == point]
-        return sign(spec) * statistics.fmean(scores)
-
-    return min(points, key=mean, default=None)
+    confirmed = [t.point for t in history.of("confirm", arm)]
+    likely = [e.point for e in expected(spec, history, arm) if e.point in confirmed]
+    return likely[0] if likely else next(iter(confirmed), None)
 
 
 def judging_stages(spec: StudySpec) -> tuple[Stage, ...]:

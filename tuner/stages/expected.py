@@ -1,0 +1,70 @@
+"""What an arm's configurations are expected to give over seeds, by everything the arm has run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tuner.records import Stage
+from tuner.search import Estimate, Observation, estimates
+from tuner.space import Point, Space, arm_space, default_point
+from tuner.spec import StudySpec
+from tuner.stages.history import OPEN, History, observation
+
+EXPLORED: tuple[Stage, ...] = ("calibrate", "defaults", "screen", "explore")
+_UNTUNED: tuple[Stage, ...] = ("calibrate", "defaults")
+CHOOSING: tuple[Stage, ...] = (*EXPLORED, "confirm")
+
+
+def expected(
+    spec: StudySpec,
+    history: History,
+    arm: str,
+    stages: Sequence[Stage] = CHOOSING,
+    length: float = 1.0,
+) -> list[Estimate]:
+    """The points of an arm that ran for `length` of a full trial or more, best first.
+
+    Runs that judge take no part.
+    """
+    runs = [t for stage in stages for t in history.of(stage, arm) if t.state not in OPEN]
+    searched = [t.point for t in runs if t.stage not in _UNTUNED]
+    default = default_point(spec, spec.arm(arm))
+    space = _around(arm_space(spec, spec.arm(arm), None), searched or [t.point for t in runs])
+    original: dict[tuple[float, ...], Point] = {}
+    seen: list[Observation] = []
+    for trial in runs:
+        complete = {d.name: trial.point.get(d.name, default[d.name]) for d in space}
+        original.setdefault(tuple(complete.values()), trial.point)
+        seen.append(replace(observation(trial), point=complete))
+    found = estimates(space, seen, spec.study.direction, length)
+    return [replace(e, point=original[tuple(e.point.values())]) for e in found]
+
+
+def leading_point(spec: StudySpec, history: History, arm: str) -> tuple[Point, float] | None:
+    """The configuration that an arm would answer now and the value to report; None without one.
+
+    While the arm still chooses, both are the surrogate's. Once its choice is made, runs that took
+    no part in it tell the value.
+    """
+    best = expected(spec, history, arm, length=0.0)
+    if not best:
+        return None
+    confirmed = {tuple(sorted(t.point.items())) for t in history.of("confirm", arm)}
+    chosen = next((e for e in best if tuple(sorted(e.point.items())) in confirmed), best[0])
+    judged = [
+        t.value
+        for t in history.of("decide", arm)
+        if t.value is not None and t.point == chosen.point and t.state == "completed"
+    ]
+    return chosen.point, sum(judged) / len(judged) if judged else chosen.value
+
+
+def _around(space: Space, points: Sequence[Point]) -> Space:
+    """The part of the axes that the points span; a log axis without its zero."""
+    axes = []
+    for axis in space:
+        values = [p[axis.name] for p in points if p.get(axis.name, 0.0) > 0 or not axis.log]
+        spans = not axis.values and values
+        axes.append(replace(axis, low=min(values), high=max(values)) if spans else axis)
+    return tuple(axes)
