@@ -264,6 +264,26 @@ def test_a_dry_run_creates_nothing(tuner: Tuner, tmp_path: Path) -> None:
     assert not (tmp_path / ".tuner" / "tuner.db").exists()
 
 
+def test_a_study_starts_from_another(ask: Tuner, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    start = ("study", "start", "small.toml", "-S", "study.name=next", "--from")
+    plan = ask(*start, "small", "--dry-run", "--json")
+    assert plan.code == 0, plan.err
+    assert plan.json["trials"]["lr-range"] == 0
+    assert {arm["from_study"] for arm in plan.json["arms"]} == {"small"}
+    unknown = ask(*start, "smal")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "did you mean small?" in unknown.err
+
+
+def test_without_a_database_there_is_nothing_to_start_from(tuner: Tuner, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    result = tuner("study", "start", "small.toml", "--from", "old")
+    assert (result.code, result.out) == (2, "")
+    assert "--from old: there is no study yet" in result.err
+    assert not (tmp_path / ".tuner").exists()
+
+
 def test_a_name_that_is_taken_and_its_replacement(ask: Tuner, home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "copy")
     prepare(tmp_path)

@@ -52,8 +52,9 @@ def _tells(trial: Trial) -> bool:
 
 
 def _at_defaults(trials: list[Trial]) -> list[Trial]:
-    """Runs at the reference batch size, where there are any."""
-    return [t for t in trials if t.stage in ("calibrate", "defaults")] or trials
+    """Runs at the reference batch size that were never interrupted, where there are any."""
+    trials = [t for t in trials if t.stage in ("calibrate", "defaults")] or trials
+    return [t for t in trials if t.attempts == 1] or trials
 
 
 def _cost(trials: list[Trial]) -> Cost:
