@@ -41,11 +41,15 @@ LAYERS = {
     "tuner": (
         ("tuner.errors", "tuner.paths", "tuner"),
         ("tuner.records", "tuner.spec_values"),
+        ("tuner.spec_sections",),
         ("tuner.spec", "tuner.task", "tuner.provenance", "tuner.recipes"),
         ("tuner.space",),
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),
         ("tuner.stages",),
-        ("tuner.advice", "tuner.answer", "tuner.findings", "tuner.jobs", "tuner.lease"),
+        (
+            *("tuner.advice", "tuner.answer", "tuner.findings", "tuner.forecast"),
+            *("tuner.jobs", "tuner.lease", "tuner.standing"),
+        ),
         ("tuner.seeding", "tuner.data", "tuner.checkpoint", "tuner.lr_curve", "tuner.snapshot"),
         ("tuner.layers", "tuner.workload"),
         ("tuner.lr_finder",),

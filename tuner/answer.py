@@ -14,6 +14,7 @@ from tuner.spec import ArmSection, StudySpec
 from tuner.stages import (
     OPEN,
     History,
+    as_explored,
     better_first,
     candidates,
     chosen_point,
@@ -42,7 +43,7 @@ def arm_scores(spec: StudySpec, history: History, arm: str) -> ArmScores:
         params=judged[0].params if judged else (explored[0].params if explored else {}),
         seeds=[t.seed for t in judged],
         scores=[t.value for t in judged],
-        explored=len(explored),
+        explored=as_explored(spec, arm, len(explored)),
         explored_values=[t.value for t in explored if t.value is not None],
         confirmed=confirmed,
         chosen=points.index(chosen) if chosen in points else None,

@@ -205,7 +205,8 @@ class Coordinator:
         before, self._stage = self._stage, stage
         history = self.history
         if stage not in ("calibrate", "defaults"):
-            if before in ("calibrate", "defaults"):
+            measured = before in ("calibrate", "defaults") or before is None
+            if measured and history.untuned():
                 self._say(str(calibration(self.spec, history)))
             if self.spec.budget.is_open and stage != "lr-range":
                 self._fix_budget(history)

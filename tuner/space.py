@@ -105,6 +105,11 @@ def scale_lr(lr: float, batch_size: int, reference: int, scaling: BatchScaling) 
     return float(lr * (batch_size / reference) ** _EXPONENT[scaling])
 
 
+def lr_at(arm: ArmSection, lr: float, batch_size: int, reference: int) -> float:
+    """`scale_lr` by the coupling of the arm's rule."""
+    return scale_lr(lr, batch_size, reference, get_rule(arm.optimizer).batch_scaling)
+
+
 def _interval(name: str, bounds: tuple[float, float]) -> Dimension:
     return Dimension(name, bounds[0], bounds[1], log=bounds[0] > 0)
 
@@ -284,7 +289,11 @@ def used_params(spec: StudySpec, arm: ArmSection, point: Point) -> dict[str, Any
         "lr": scale_lr(point["lr"], batch_size, spec.box(arm).reference, rule.batch_scaling),
         "batch_size": batch_size,
         "weight_decay": decay,
-        **{k: v for k, v in point.items() if k not in ("lr", "batch_size", "weight_decay")},
+        **{
+            name: int(value) if _row(arm, name).integer else value
+            for name, value in point.items()
+            if name not in ("lr", "batch_size", "weight_decay")
+        },
     }
 
 

@@ -25,6 +25,7 @@ preset = "quick"
 max_steps = 12
 evaluations = 3
 trials_per_arm = 3
+extend_trials = 0
 confirm_top = 1
 confirm_seeds = 2
 decide_seeds = 2
@@ -88,6 +89,13 @@ def test_show(ask: Tuner) -> None:
     study = ask("study", "show", "small", "--json").json
     assert study["spec"]["budget"]["max_steps"] == 12
     assert {stage["stage"] for stage in study["stages"]} >= {"defaults", "explore", "confirm"}
+    assert all(s["finished"] == s["planned"] for s in study["stages"])
+    assert (study["stage"], study["left"], study["time_left"]) == (None, None, None)
+    for arm in study["arms"]:
+        assert arm["finished"] == arm["expected"]
+        assert arm["best"]["fresh"]
+        assert arm["best"]["low"] <= arm["best"]["value"] <= arm["best"]["high"]
+    assert study["calibration"]["runs"] == 3
     shown = ask("study", "show", "small")
     assert shown.code == 0
     assert "sgd-cosine" in shown.out
@@ -183,7 +191,7 @@ def test_trials(ask: Tuner) -> None:
 
 def test_one_trial(ask: Tuner) -> None:
     trial = ask("trial", "show", "small", "0", "--json").json
-    assert trial["stage"] == "defaults"
+    assert trial["stage"] == "calibrate"
     assert [evaluation["step"] for evaluation in trial["evaluations"]] == [4, 8, 12]
     assert len(trial["lrs"]) == 12
     assert {"code", "packages", "host", "task"} <= trial["provenance"].keys()
@@ -254,6 +262,26 @@ def test_a_dry_run_creates_nothing(tuner: Tuner, tmp_path: Path) -> None:
     assert [arm["name"] for arm in plan.json["arms"]] == ["adamw-constant", "sgd-cosine"]
     assert plan.json["total_trials"] == sum(plan.json["trials"].values())
     assert not (tmp_path / ".tuner" / "tuner.db").exists()
+
+
+def test_a_study_starts_from_another(ask: Tuner, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    start = ("study", "start", "small.toml", "-S", "study.name=next", "--from")
+    plan = ask(*start, "small", "--dry-run", "--json")
+    assert plan.code == 0, plan.err
+    assert plan.json["trials"]["lr-range"] == 0
+    assert {arm["from_study"] for arm in plan.json["arms"]} == {"small"}
+    unknown = ask(*start, "smal")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "did you mean small?" in unknown.err
+
+
+def test_without_a_database_there_is_nothing_to_start_from(tuner: Tuner, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    result = tuner("study", "start", "small.toml", "--from", "old")
+    assert (result.code, result.out) == (2, "")
+    assert "--from old: there is no study yet" in result.err
+    assert not (tmp_path / ".tuner").exists()
 
 
 def test_a_name_that_is_taken_and_its_replacement(ask: Tuner, home: Path, tmp_path: Path) -> None:

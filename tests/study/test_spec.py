@@ -81,6 +81,32 @@ MISTAKES = [
     ),
     ({"arms": [{**ADAMW, "wrapper_args": {"rho": 1}}]}, ["wrapper_args.rho", "allowed: nothing"]),
     ({"arms": [{**ADAMW, "clip_agc": 0.01}]}, ["clip_norm and clip_agc", "one of them"]),
+    (
+        {"budget": {"total_steps": 900, "hours": 2}},
+        ["total_steps = 900", "hours = 2", "one of them"],
+    ),
+    (
+        {"budget": {"total_steps": 90_000}},
+        ["budget.trials_per_arm = 5", "follows from budget.total_steps"],
+    ),
+    ({"budget": {"hours": 0}}, ["budget.hours", "0", "greater than 0"]),
+    ({"budget": {"equal": "trials"}}, ["budget.equal", "'trials'", "'steps' or 'wall-clock'"]),
+    (
+        {"budget": {"explore_share": 0.8, "confirm_share": 0.3}},
+        ["explore_share = 0.8", "confirm_share = 0.3", "below 1"],
+    ),
+    (
+        {"budget": {"equal": "wall-clock", "calibrate_seeds": 0, "default_seeds": 0}},
+        ["calibrate_seeds = 0", "default_seeds = 0", "from 1"],
+    ),
+    ({"budget": {"screen_length": 0}}, ["budget.screen_length", "0", "greater than 0"]),
+    ({"budget": {"promote": 2}}, ["budget.promote", "2", "less than or equal to 1"]),
+    ({"budget": {"decide_looks": 0}}, ["budget.decide_looks", "0"]),
+    ({"budget": {"calibrate_arms": "some"}}, ["budget.calibrate_arms", "'baseline' or 'all'"]),
+    ({"budget": {"arm_trials": {"adamw": 3}}}, ["budget.arm_trials", "filled in by the plan"]),
+    ({"warm": {}}, ["warm", "filled in by the plan"]),
+    ({"search": {"join": "some"}}, ["search.join", "'some'", "'auto', 'none' or 'all'"]),
+    ({"study": {"warm_start": "old"}}, ["study.warm_start", "'old'", "tuple"]),
     ({"run": {"slots": 0}}, ["run.slots", "0", "greater than or equal to 1"]),
 ]
 

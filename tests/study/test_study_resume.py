@@ -15,12 +15,14 @@ import psutil
 import pytest
 
 from tests.jobs import TASKS
-from tests.study.specs import QUICK, same, states, study_data, study_spec, toml_of
+from tests.study.specs import QUICK, WHOLE, same, states, study_data, study_spec, toml_of
 from tuner import service
 from tuner.errors import TunerError
 from tuner.lease import take_lease
 from tuner.records import Trial
 from tuner.service import Environment
+from tuner.spec import parse_spec
+from tuner.spec_sections import DERIVED
 from tuner.stages import stage_sizes
 from tuner.store.base import Lease
 from tuner.store.sql import SqlStore, open_store
@@ -42,6 +44,52 @@ def test_a_stopped_study_goes_on_to_the_same_trials(env: Environment, tmp_path: 
         same(t) for t in whole.store.trials("small")
     ]
     whole.store.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage", ["calibrate", "defaults", "lr-range", "screen", "explore", "confirm", "decide"]
+)
+def test_a_study_stopped_in_any_stage_ends_as_the_uninterrupted_one(
+    env: Environment, tmp_path: Path, stage: str
+) -> None:
+    budget = {**WHOLE["budget"], "max_steps": 200, "trials_per_arm": 6, "lr_range_steps": 40}
+    spec = study_spec(**{**WHOLE, "budget": budget}, run={"slots": 2})
+    whole = replace(env, store=open_store(f"sqlite:///{tmp_path}/whole.db"))
+    service.start(spec, whole)
+
+    def reached() -> bool:
+        known = [s.name for s in env.store.list_studies()]
+        done = env.store.trials("small") if known else []
+        return any(t.stage == stage and t.state != "running" for t in done)
+
+    assert service.start(spec, replace(env, should_stop=reached)).study.state == "stopped"
+    assert service.resume("small", env).study.state == "completed"
+    assert [(*same(t), t.length, t.stop_rules) for t in env.store.trials("small")] == [
+        (*same(t), t.length, t.stop_rules) for t in whole.store.trials("small")
+    ]
+    whole.store.close()
+
+
+@pytest.mark.slow
+def test_hours_become_numbers_that_stay_with_the_study(env: Environment) -> None:
+    """A limit by the clock is worked out once; a resumed study keeps to it."""
+    data = study_data(**WHOLE, run={"slots": 2})
+    budget = {k: v for k, v in data["budget"].items() if k not in DERIVED}
+    data["budget"] = {**budget, "max_steps": 200, "hours": 0.01}
+    spec = parse_spec(data, "test.toml", "test")
+
+    def exploring() -> bool:
+        known = [s.name for s in env.store.list_studies()]
+        return known != [] and any(t.stage == "screen" for t in env.store.trials("small"))
+
+    assert service.start(spec, replace(env, should_stop=exploring)).study.state == "stopped"
+    fixed = env.store.get_study("small").spec["budget"]
+    assert fixed["arm_trials"]
+    assert service.resume("small", env).study.state == "completed"
+    assert env.store.get_study("small").spec["budget"] == fixed
+    screened = [t for t in env.store.trials("small") if t.stage == "screen"]
+    assert len(screened) == sum(fixed["arm_trials"].values())
 
 
 def test_a_study_can_be_stopped_through_the_database(env: Environment) -> None:

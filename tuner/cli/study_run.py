@@ -124,6 +124,7 @@ def start(
     from tuner import service
 
     if spec.study.warm_start:  # before the task is tried, which may take long
+        _refuse_without_database(context, spec.study.warm_start[0])
         with contextlib.closing(context.open_store()) as store:
             spec = service.warm_started(spec, store)
     if dry_run:
@@ -137,6 +138,15 @@ def start(
         store = stack.enter_context(contextlib.closing(context.open_store()))
         env = environment(context, store, asked)
         return _conclude(context, service.run_checked(spec, env, ready, replace), asked, as_json)
+
+
+def _refuse_without_database(context: Context, name: str) -> None:
+    """Opening a local database that is not there would create it."""
+    from tuner.errors import UsageError
+
+    file = context.storage_url.removeprefix("sqlite:///")
+    if file != context.storage_url and not Path(file).exists():
+        raise UsageError(f"--from {name}: there is no study yet, and no database {file}")
 
 
 @contextlib.contextmanager

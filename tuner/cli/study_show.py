@@ -121,6 +121,8 @@ def _print(
         if arm.largest_part is not None:
             note(f"arm {arm.name}: at most {arm.largest_part} examples at once fit in memory")
     note(str(standing.calibration))
+    if standing.calibration.memory_bytes is not None:
+        note(f"memory at most {standing.calibration.memory_bytes / 2**20:,.0f} MiB a worker so far")
     for kind, count in standing.failures.items():
         note(f"{count} trials: {kind}")
     if state in UNDER_WAY:

@@ -16,7 +16,13 @@ of trials with fixed numbers, never on the order in which trials finish: replayi
 asking again gives the plan of an uninterrupted study.
 """
 
-from tuner.stages.bounds import final_box, full_trials, unresolved_bounds, widenings
+from tuner.stages.bounds import (
+    as_explored,
+    final_box,
+    full_trials,
+    unresolved_bounds,
+    widenings,
+)
 from tuner.stages.budget import Cost, divided, full_costs, least_cost, resolved
 from tuner.stages.explore import evaluations_of, lookback, stop_rules
 from tuner.stages.history import OPEN, History, Planned, better_first
@@ -38,6 +44,7 @@ __all__ = [
     "Cost",
     "History",
     "Planned",
+    "as_explored",
     "better_first",
     "calibration",
     "candidates",

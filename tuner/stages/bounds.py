@@ -90,6 +90,15 @@ def full_trials(spec: StudySpec, arm: str) -> int:
     return min(trials, promoted(spec, arm) + math.ceil(trials * budget.refine))
 
 
+def as_explored(spec: StudySpec, arm: str, count: int) -> int:
+    """Trials of an arm, counted so that equal budgets are equal numbers.
+
+    With equal wall-clock a slow arm has fewer trials by design and not for want of a search.
+    """
+    most = max(full_trials(spec, a.name) for a in spec.arms)
+    return round(count * most / full_trials(spec, arm))
+
+
 def explore_cost(spec: StudySpec, arm: str) -> float:
     """What an arm's exploration costs at most before any bound is moved, in full trials."""
     short = spec.budget.screen_length if spec.budget.screens else 0.0

@@ -7,6 +7,7 @@ study's row as well.
 
 from __future__ import annotations
 
+import bisect
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,8 +52,9 @@ def _tells(trial: Trial) -> bool:
 
 
 def _at_defaults(trials: list[Trial]) -> list[Trial]:
-    """Runs at the reference batch size, where there are any."""
-    return [t for t in trials if t.stage in ("calibrate", "defaults")] or trials
+    """Runs at the reference batch size that were never interrupted, where there are any."""
+    trials = [t for t in trials if t.stage in ("calibrate", "defaults")] or trials
+    return [t for t in trials if t.attempts == 1] or trials
 
 
 def _cost(trials: list[Trial]) -> Cost:
@@ -103,8 +105,8 @@ def divided(
             ),
             "decide_seeds": _whole(left * decide_share / one_of_each, _FEWEST_SEEDS),
         }
-        trials = left * budget.explore_share / one_of_each / _cost_of_a_configuration(spec)
-        changes["trials_per_arm"] = _whole(trials, _FEWEST_TRIALS)
+        trials = float(_affordable(spec, left * budget.explore_share / one_of_each))
+        changes["trials_per_arm"] = int(trials)
     seconds = {a: c.seconds for a, c in costs.items()}
     mean = statistics.fmean(seconds.values())
     clocked = budget.equal == "wall-clock"
@@ -117,15 +119,28 @@ def divided(
 
 def least_cost(spec: StudySpec) -> float:
     """What all that follows the first stages costs at least, in full trials."""
-    explored = _FEWEST_TRIALS * _cost_of_a_configuration(spec)
-    return len(spec.arms) * (explored + _FEWEST_SEEDS * (spec.budget.confirm_top + 1))
+    budget = spec.budget
+    needed = (
+        _exploration(spec, _FEWEST_TRIALS) / budget.explore_share,
+        _FEWEST_SEEDS * budget.confirm_top / budget.confirm_share,
+        _FEWEST_SEEDS / (1 - budget.explore_share - budget.confirm_share),
+    )
+    return len(spec.arms) * max(needed)
 
 
-def _cost_of_a_configuration(spec: StudySpec) -> float:
-    """What one more explored configuration costs in full trials, a moved bound included."""
-    many = spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials_per_arm": 96})})
+def _exploration(spec: StudySpec, trials: int) -> float:
+    """What an arm's search of so many configurations costs in full trials, with a moved bound."""
+    budget = spec.budget.model_copy(update={"trials_per_arm": trials})
+    spec = spec.model_copy(update={"budget": budget})
     arm = spec.arms[0].name
-    return (explore_cost(many, arm) + extra_trials(many, arm)) / 96
+    return explore_cost(spec, arm) + extra_trials(spec, arm)
+
+
+def _affordable(spec: StudySpec, full_trials: float) -> int:
+    """The most configurations of an arm whose search costs no more than so many full trials."""
+    counts = range(_FEWEST_TRIALS, _MOST + 1)
+    beyond = bisect.bisect_right(counts, full_trials, key=lambda n: _exploration(spec, n))
+    return counts[max(0, beyond - 1)]
 
 
 def _whole(number: float, least: int) -> int:

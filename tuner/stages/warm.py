@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from optimizers import get_rule
-from tuner.space import Point, default_point, point_of, scale_lr
+from tuner.space import Point, default_point, lr_at, point_of
 from tuner.spec import ArmSection, StudySpec, WarmArm
 from tuner.stages.bounds import final_box
 from tuner.stages.history import OPEN, History
@@ -78,12 +77,8 @@ def _lr_box(
     axis = next(d for d in final_box(old, history, match.name) if d.name == "lr")
     if axis.low >= axis.high:
         return None
-    scaling = get_rule(arm.optimizer).batch_scaling
-    low, high = (
-        scale_lr(lr, spec.box(arm).reference, old.box(match).reference, scaling)
-        for lr in (axis.low, axis.high)
-    )
-    return (low, high)
+    sizes = (spec.box(arm).reference, old.box(match).reference)
+    return (lr_at(arm, axis.low, *sizes), lr_at(arm, axis.high, *sizes))
 
 
 def _around(box: tuple[float, float], points: Sequence[Mapping[str, float]]) -> tuple[float, float]:

@@ -1,0 +1,80 @@
+"""Where a study stands while it runs: stage, arms, best with its interval, what is left."""
+
+import pytest
+
+from tests.study.specs import CURVE, WHOLE, simulate, study_spec
+from tests.study.test_bounds import optimum_at
+from tuner.records import Failure
+from tuner.stages import History
+from tuner.standing import remaining, standing_of
+
+SPEC = study_spec(**WHOLE)
+
+
+@pytest.fixture(scope="module")
+def trials() -> dict:
+    return simulate(SPEC, optimum_at(1e-2))
+
+
+def part(trials: dict, count: int) -> History:
+    known = {n: t for n, t in trials.items() if n < count}
+    curves = {n: CURVE for n, t in known.items() if t.stage == "lr-range"}
+    return History(known, curves)
+
+
+def test_before_anything_has_run() -> None:
+    standing = standing_of(SPEC, History({}, {}))
+    assert standing.stage == "calibrate"
+    assert all(arm.best is None and arm.finished == 0 for arm in standing.arms)
+    assert (standing.left.steps, standing.left.seconds) == (None, None)
+    assert standing.left.trials == sum(standing.expected.values())
+
+
+def test_every_moment_adds_up(trials: dict) -> None:
+    left = []
+    for count in range(0, len(trials) + 1, 5):
+        standing = standing_of(SPEC, part(trials, count))
+        assert sum(standing.finished.values()) == count
+        assert sum(arm.finished for arm in standing.arms) == count
+        assert sum(arm.expected for arm in standing.arms) == sum(standing.expected.values())
+        assert standing.left.trials == sum(standing.expected.values()) - count
+        left.append(standing.left.steps)
+    known = [steps for steps in left if steps is not None]
+    assert known == sorted(known, reverse=True)
+
+
+def test_at_the_end_nothing_is_left_and_fresh_runs_judge(trials: dict) -> None:
+    standing = standing_of(SPEC, part(trials, len(trials)))
+    assert (standing.stage, standing.left.trials, standing.left.steps) == (None, 0, 0)
+    for arm in standing.arms:
+        assert arm.best.fresh
+        assert arm.best.runs >= 3
+        assert arm.best.low < arm.best.value < arm.best.high
+
+
+def test_a_single_run_has_the_interval_of_the_seed_noise(trials: dict) -> None:
+    first = min(n for n, t in trials.items() if t.stage == "confirm")
+    standing = standing_of(SPEC, part(trials, first))
+    assert standing.stage == "confirm"
+    best, sigma = standing.arms[0].best, standing.calibration.sigma
+    assert (best.runs, best.fresh) == (1, False)
+    assert best.high - best.low == pytest.approx(2 * 1.96 * sigma)
+
+
+def test_time_left_counts_slots_and_short_runs(trials: dict) -> None:
+    first = min(n for n, t in trials.items() if t.stage == "screen")
+    history = part(trials, first)
+    left = remaining(SPEC, history)
+    short, ranges = 16, 0
+    full = left.trials - short - ranges
+    assert left.steps == full * 400 + short * 100
+    two = SPEC.model_copy(update={"run": SPEC.run.model_copy(update={"slots": 2})})
+    assert remaining(two, history).seconds == pytest.approx(left.seconds / 2)
+
+
+def test_failures_are_told_by_class(trials: dict) -> None:
+    diverged = trials[3].model_copy(
+        update={"state": "diverged", "failure": Failure(kind="diverged", message="x")}
+    )
+    standing = standing_of(SPEC, History({**trials, 3: diverged}, {}))
+    assert standing.failures == {"diverged": 1}
