@@ -5,9 +5,9 @@ the studies of equal arms. Pocock's design tests at every look with one smaller 
 value is translated instead: `overall_p` is the probability that equal arms show a p value this
 small at ANY of the planned looks, so that all else keeps comparing with alpha.
 
-Pocock's constants hold for one comparison. The extremes of many pairs of arms recur less from look to
-look, and with his constants four equal arms were told apart in 6.8 % of 2,000 simulated studies of four
-looks; so with more than two arms every look has its share of alpha (Bonferroni).
+Pocock's constants hold for one comparison. The extremes of many pairs of arms recur less from
+look to look: with his constants four equal arms were told apart in 6.8 % of 2,000 simulated
+studies of four looks. So with more than two arms every look has its share of alpha (Bonferroni).
 
 Sources: Pocock, Biometrika 64 (1977); the recursion is that of Armitage, McPherson and Rowe, JRSS A
 132 (1969), as in Jennison and Turnbull, Group Sequential Methods, 2000, chapter 19.
