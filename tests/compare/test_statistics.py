@@ -81,6 +81,8 @@ def test_a_seed_that_an_arm_lacks_is_left_out_of_its_pairs():
 
 def test_holm_on_a_textbook_example():
     assert st.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # statsmodels 0.15, multipletests(method="holm")
+    assert st.holm([0.01, 0.04, 0.03, 0.005, 0.2]) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.2])
     assert st.holm([]).size == 0
     assert st.holm([0.6, 0.7]).tolist() == [1, 1]
 
@@ -167,6 +169,9 @@ def test_tost_agrees_with_two_t_tests():
     lower = stats.ttest_1samp(d, -0.8, alternative="greater").pvalue
     upper = stats.ttest_1samp(d, 0.8, alternative="less").pvalue
     assert st.tost(d, 0.8) == pytest.approx(max(lower, upper))
+    # statsmodels 0.15, ttost_paired(d, 0, -0.4, 0.4)
+    few = [0.3, -0.1, 0.2, 0.5, 0.1, -0.2, 0.4, 0.05]
+    assert st.tost(few, 0.4) == pytest.approx(0.0121945743)
     assert (st.tost([0.1], 9.0), st.tost([0.1, 0.1], 0.2), st.tost([0.1, 0.1], 0.1)) == (1, 0, 1)
 
 
@@ -177,6 +182,8 @@ def test_power_of_the_paired_t_test_as_in_published_tables():
     assert st.seeds_for_effect(0.0) == st.SEEDS_CAP + 1  # "more than 100"
     assert st.seeds_for_effect(50.0) == st.fewest_seeds(0.05)
     assert st.minimum_detectable_effect(34, 1 / np.sqrt(2)) == pytest.approx(0.494, abs=0.003)
+    # statsmodels 0.15, TTestPower().solve_power(nobs=12, alpha=0.05, power=0.8)
+    assert st.minimum_detectable_effect(12, 1 / np.sqrt(2)) == pytest.approx(0.88865, abs=1e-4)
     assert st.minimum_detectable_effect(8, 1.0, comparisons=3) > st.minimum_detectable_effect(8, 1)
     assert st.minimum_detectable_effect(1, 1.0) is None
     assert st.minimum_detectable_effect(2, 1.0) > 10

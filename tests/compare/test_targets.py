@@ -29,9 +29,22 @@ def test_kaplan_meier_on_freireichs_trial():
         assert 1 - share[at] == pytest.approx(survival, abs=5e-5)
     assert (low <= share).all()
     assert (share <= high).all()
-    # Log-log interval at 10 weeks as printed by R's survfit(conf.type = "log-log") and lifelines.
+    # Log-log interval at 10 weeks as lifelines 0.30 gives it.
     at = int(np.flatnonzero(costs == 10)[0])
-    assert (1 - high[at], 1 - low[at]) == pytest.approx((0.5032, 0.8894), abs=5e-4)
+    assert (1 - high[at], 1 - low[at]) == pytest.approx((0.50320, 0.88936), abs=1e-5)
+
+
+def test_medians_and_their_intervals_agree_with_lifelines():
+    # lifelines 0.30: median 23 weeks, 95 % interval 13 to infinity.
+    curves = [
+        Run(k, [(float(t), 0.0 if k < len(SIX_MP) else 1.0)])
+        for k, t in enumerate([*SIX_MP, *SIX_MP_CENSORED])
+    ]
+    _, arms = times({"base": curves})
+    got = arms["base"]
+    assert (got.median, got.median_low, got.median_high) == (23, 13, None)
+    placebo = [Run(k, [(float(t), 0.0)]) for k, t in enumerate(PLACEBO)]
+    assert times({"base": placebo})[1]["base"].median == 8
 
 
 def runs(*times, end=100.0, seeds=None, evaluations=10):

@@ -176,6 +176,23 @@ def test_a_diverged_seed_counts_as_the_worst_and_is_reported():
     assert said(hopeless) == {"steady": "best", "x": "worse"}
 
 
+def test_an_arm_that_wins_on_average_and_loses_in_the_worst_seed_says_so():
+    steady = noisy(1.0, n=10)
+    risky = [*noisy(0.8, n=9, seed=1), 1.5]
+    c = judge(arm("steady", steady), arm("risky", risky))
+    assert c.arms[0].name == "risky"
+    assert "its worst seed is worse than that of steady" in c.arms[0].note
+    assert "Caveat for risky" in c.answer
+    assert c.p_better[0][1] == pytest.approx(0.9)
+    assert "worst seed" not in judge(arm("a", noisy(1)), arm("b", noisy(2, seed=1))).answer
+
+
+def test_two_identical_arms_are_equivalent_and_nothing_more():
+    c = judge(arm("a", noisy(1)), arm("b", noisy(1)), arm("c", noisy(3, seed=1)))
+    assert said(c) == {"a": "contender", "b": "equivalent", "c": "worse"}
+    assert "no difference larger than 0 detected" in c.answer
+
+
 def test_identical_scores_are_not_called_equal_or_different():
     c = judge(arm("a", [0.5] * 8), arm("b", [0.5] * 8))
     assert set(said(c).values()) == {"contender"}

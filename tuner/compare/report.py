@@ -204,8 +204,9 @@ def _targets(targets: Targets) -> dict[str, Any]:
             {
                 "name": arm.name,
                 "reached": f"{arm.reached} of {len(arm.times)}",
-                "median": wording.cost_amount(arm.median, targets.cost),
-                "speedup": wording.speedup(arm.speedup_low, arm.speedup, arm.speedup_high),
+                "median": "not reached" if arm.median is None else f"{arm.median:,.4g}",
+                "speedup": "–" if arm.speedup is None else f"{arm.speedup:.2f}x",
+                "interval": wording.span(arm.speedup_low, arm.speedup_high),
             }
             for arm in targets.arms
         ],

@@ -148,7 +148,7 @@ def _result(
     k: int, e: Evidence, arms: Sequence[ArmScores], share: float, margin_given: bool, flip: bool
 ) -> ArmResult:
     """What is said about arm k; `flip` when scores were negated, since the metric is minimized."""
-    arm, level = arms[k], nominal_level(e.tests.looks, e.alpha)
+    arm, level = arms[k], nominal_level(e.tests.looks, e.alpha, len(arms))
     reasons = _reasons(arm, max((a.explored or 0 for a in arms), default=0))
     verdict = _verdict(k, e, bool(reasons), margin_given)
     sign = -1.0 if flip else 1.0
