@@ -7,7 +7,7 @@ more than the rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -215,11 +215,16 @@ def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None
         arrays[key][index] = value
 
 
-def eager(batch: Batch) -> None:
-    """Run the rule with ordinary torch operations, on each parameter or on stacks of them."""
+def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None:
+    """Run the rule with ordinary torch operations, on each parameter or on stacks of them.
+
+    ``compiled`` may step a piece itself; it says whether it did.
+    """
     ordinary = []
     for index, piece in enumerate(batch.pieces()):
         if not piece.param.numel():  # norms and factors of nothing are not defined
+            continue
+        if compiled is not None and compiled(piece):
             continue
         half = batch.stochastic and piece.param.dtype != compute_dtype(piece.param.dtype)
         noise = noise_source(piece.param.device, piece.t, index) if half else None

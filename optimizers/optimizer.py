@@ -181,7 +181,7 @@ class Optimizer(torch.optim.Optimizer):
         self._planner.remember(self.state)
         self._share(batches)
         for group, batch in zip(self.param_groups, batches, strict=True):
-            run(batch)
+            run(batch, compiled=self.engine == "compiled")
             group["schedule_step"] += 1
         return loss
 
@@ -199,22 +199,15 @@ class Optimizer(torch.optim.Optimizer):
     def _batches(self) -> list[Batch]:
         """What each group's step needs, and which engine does what of it."""
         groups = self.param_groups
-        values = [self.hyper(group) for group in groups]
-        wishes = [self._wish(*row) for row in zip(groups, values, strict=True)]
+        values = [*map(self.hyper, groups)]
+        units = self.clip.kind == "clip_agc"
+        wishes = [
+            Wish.of(self.rule_of(group), group["weight_decay_mode"], own, self.low_precision, units)
+            for group, own in zip(groups, values, strict=True)
+        ]
         left = self.total_steps and self.total_steps - groups[0]["schedule_step"]
         plans = self._planner.plans(groups, wishes, values, self.state, left)
-        return [self._batch(*row) for row in zip(groups, values, plans, strict=True)]
-
-    def _wish(self, group: Group, values: Values) -> Wish:
-        rule = self.rule_of(group)
-        return Wish(
-            rule=rule,
-            mode=group["weight_decay_mode"],
-            options=tuple(getattr(values, name) for name in rule.options),
-            zeros=zero_pattern(rule, values),
-            low_precision=self.low_precision,
-            units=self.clip.kind == "clip_agc",
-        )
+        return [*map(self._batch, groups, values, plans)]
 
     def _batch(self, group: Group, hyper: Values, plan: Plan) -> Batch:
         rule = self.rule_of(group)

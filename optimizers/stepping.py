@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from optimizers import checkpoint, clipping
 from optimizers.clipping import Clip
 from optimizers.core import State
 from optimizers.engines import Batch, eager
+from optimizers.kernels import inductor
 from optimizers.kernels.table import Table
 from optimizers.sharding import local_scale, plain
 
@@ -88,8 +90,12 @@ def prepare_tables(batch: Batch, states: Mapping[Tensor, State], allocate: Alloc
             table.bind(own)
 
 
-def run(batch: Batch) -> None:
-    """Step the parameters of one group."""
-    eager(batch)
+def run(batch: Batch, *, compiled: bool) -> None:
+    """Step the parameters of one group; ``compiled`` asks for kernels on GPUs, too."""
+    devices = {param.device.type for param in batch.params} if compiled else set()
+    if devices & inductor.DEVICES:
+        eager(batch, partial(inductor.step_piece, batch, numbers=inductor.numbers_of(batch)))
+    else:
+        eager(batch)
     for table in batch.tables:
         table.run(batch.hyper, batch.bound, batch.maximize)

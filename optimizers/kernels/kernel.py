@@ -20,7 +20,9 @@ from optimizers.kernels.source import Form, Writer
 from optimizers.kernels.trace import Graph, Layout, Untraceable, share_graph, step_graph
 
 BLOCK = 16384  # entries; four float32 columns of a block fit the second-level cache
-SMALL = 32768  # entries of work for one thread, below which another costs more than it saves
+# Entries that are worth a thread: less takes a millisecond, and on a busy machine waiting for
+# another thread takes several.
+SMALL = 2**19
 
 
 class Call(ctypes.Structure):

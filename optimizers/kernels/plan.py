@@ -39,6 +39,14 @@ class Wish:
     low_precision: str
     units: bool
 
+    @classmethod
+    def of(
+        cls, rule: Rule, mode: DecayMode, values: Values, low_precision: str, units: bool
+    ) -> Wish:
+        """What a group with these values asks for."""
+        options = tuple(getattr(values, name) for name in rule.options)
+        return cls(rule, mode, options, zero_pattern(rule, values), low_precision, units)
+
 
 @dataclass
 class Plan:

@@ -127,7 +127,8 @@ def test_decay_inside_the_rule():
     for mode in (None, "decoupled"):
         (param,) = params_of((3,))
         start = param.detach().clone()
-        opt = make_class(rule)([param], lr=0.5, weight_decay=0.1, weight_decay_mode=mode)
+        numbers = {"lr": 0.5, "weight_decay": 0.1, "engine": "eager"}  # which calls it once
+        opt = make_class(rule)([param], **numbers, weight_decay_mode=mode)
         opt.step()
         torch.testing.assert_close(param.detach(), start - 0.5 * (param.grad + 0.1 * start))
     assert seen == [0.1, 0.0]

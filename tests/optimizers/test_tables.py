@@ -1,0 +1,111 @@
+"""What happens to the tables of kernels while a model trains: moves, copies, threads, gradients."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import optimizers
+from tests.optimizers.helpers import drive, generator, problem
+from tests.optimizers.test_engines import BY_ENGINE, close, expected
+
+
+def swap_data(opt, param):
+    param.data = param.data.clone()
+    return opt
+
+
+def swap_state(opt, param):
+    opt.state[param] = {key: value.clone() for key, value in opt.state[param].items()}
+    return opt
+
+
+def reload(opt, param):
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    return opt
+
+
+def pickled(opt, param):
+    param_copy, opt = pickle.loads(pickle.dumps((param, opt)))
+    assert opt.param_groups[0]["params"][0] is param_copy
+    opt.param_groups[0]["params"][0] = param
+    opt.state[param] = opt.state.pop(param_copy)
+    return opt
+
+
+def zeroed_in_place(opt, param):
+    opt.zero_grad(set_to_none=False)
+    return opt
+
+
+@BY_ENGINE
+@pytest.mark.parametrize("change", [swap_data, swap_state, reload, pickled, zeroed_in_place])
+def test_what_moves_during_a_run(engine, change):
+    start, grads = problem((64, 33), 8)
+    param = nn.Parameter(start.clone())
+    opt = optimizers.AdamW([param], lr=0.02, weight_decay=0.3, engine=engine)
+    for grad in grads:
+        drive(opt, param, [grad])
+        opt = change(opt, param)
+    close(param, expected("adamw", start, grads, lr=0.02, weight_decay=0.3))
+
+
+def test_a_copy_goes_its_own_way():
+    start, grads = problem((64, 33), 6)
+    layer = nn.Linear(33, 64, bias=False, dtype=torch.float64)
+    layer.weight.data.copy_(start)
+    opt = optimizers.AdamW(layer.parameters(), lr=0.02, weight_decay=0.3, engine="compiled")
+    drive(opt, layer.weight, grads[:3])
+    layer_copy, opt_copy = copy.deepcopy((layer, opt))
+    drive(opt, layer.weight, [grad * 3 for grad in grads[3:]])
+    drive(opt_copy, layer_copy.weight, grads[3:])
+    close(layer_copy.weight, expected("adamw", start, grads, lr=0.02, weight_decay=0.3))
+
+
+def test_autograd_sees_that_parameters_changed():
+    param = nn.Parameter(torch.ones(3))
+    loss = (param * param).sum()
+    loss.backward(retain_graph=True)
+    optimizers.AdamW([param], engine="compiled").step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_are_not_kept_alive():
+    param = nn.Parameter(torch.ones(1000))
+    opt = optimizers.AdamW([param], engine="compiled")
+    for _ in range(2):
+        param.grad = torch.ones(1000)
+        opt.step()
+        storage = param.grad.untyped_storage()._weak_ref()
+        opt.zero_grad()
+        assert torch.UntypedStorage._expired(storage)
+        torch.UntypedStorage._free_weak_ref(storage)
+
+
+# Threads ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["adamw", "lamb", "prodigy"])
+def test_the_number_of_threads_changes_no_bit(rule):
+    ends, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            source = generator("threads")
+            params = [
+                nn.Parameter(torch.randn(shape, generator=source)) for shape in [(1500, 1401), (9,)]
+            ]
+            opt = optimizers.create(rule, params, engine="compiled", clip_norm=1.0)
+            for _ in range(3):
+                for param in params:
+                    param.grad = torch.randn(param.shape, generator=source)
+                opt.step()
+            ends.append([opt.last_grad_norm, *(param.detach() for param in params)])
+    finally:
+        torch.set_num_threads(before)
+    for other in ends[1:]:
+        assert other[0] == ends[0][0]
+        assert all(torch.equal(a, b) for a, b in zip(other[1:], ends[0][1:], strict=True))
