@@ -23,7 +23,7 @@ from torch import Tensor
 from optimizers.core import Hyper, Option, Partner, Rule, Scalar, State, Values, ema
 from optimizers.rules.ranges import beta, epsilon, learning_rate, weight_decay
 
-WIDE = 2  # columns over rows from which on the Gram matrices need fewer operations
+LONG = 2  # of the longer side over the shorter: Gram matrices then need fewer operations
 # Rounding leaves Gram matrices of singular matrices slightly indefinite, and each step makes that
 # a² times worse: 1e-7 becomes 2e-2 in five, which is harmless.
 RESTART = 5
@@ -42,39 +42,49 @@ def polynomial(gram: Tensor, hyper: Values) -> Tensor:
     return torch.addmm(gram, gram, gram, beta=hyper.ns_b, alpha=hyper.ns_c)
 
 
-def by_products(x: Tensor, hyper: Values, steps: int) -> Tensor:
+def gram_of(x: Tensor, tall: bool) -> Tensor:
+    """The smaller of the two Gram matrices."""
+    return x.mT @ x if tall else x @ x.mT
+
+
+def times(factor: Tensor, x: Tensor, tall: bool) -> Tensor:
+    """A symmetric factor on the shorter side of X, which needs no transposed copy."""
+    return x @ factor if tall else factor @ x
+
+
+def by_products(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor:
     """The iteration as it is written."""
     for _ in range(steps):
-        x = hyper.ns_a * x + polynomial(x @ x.mT, hyper) @ x
+        x = hyper.ns_a * x + times(polynomial(gram_of(x, tall), hyper), x, tall)
     return x
 
 
-def by_grams(x: Tensor, hyper: Values, steps: int) -> Tensor:
-    """The same iteration on the Gram matrix alone, which is small if X is wide.
+def by_grams(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor:
+    """The same iteration on the Gram matrix alone, which is small if X is long.
 
     X enters only at both ends: with ``P = a + b·G + c·G²``, ``P X`` has the Gram matrix ``P G P``,
     and all these matrices commute.
     """
-    gram = x @ x.mT
-    unit = torch.eye(x.shape[0], dtype=x.dtype, device=x.device)
+    gram = gram_of(x, tall)
+    unit = torch.eye(gram.shape[0], dtype=x.dtype, device=x.device)
     product = unit
     for step in range(steps):
         factor = hyper.ns_a * unit + polynomial(gram, hyper)
         product = factor @ product if step else factor
         if step + 1 < steps:
             gram = factor @ (factor @ gram)
-    return product @ x
+    return times(product, x, tall)
 
 
 def orthogonalized(matrix: Tensor, hyper: Values) -> Tensor:
     """A matrix with the singular vectors of ``matrix`` and singular values near 1."""
     tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.mT if tall else matrix
-    x = x / x.norm().clamp(min=hyper.eps)
-    iterate = by_grams if x.shape[1] >= WIDE * x.shape[0] else by_products
+    short, long = sorted(matrix.shape)
+    x: Tensor = matrix / matrix.norm().clamp(min=hyper.eps)
+    iterate = by_grams if long >= LONG * short else by_products
     for done in range(0, hyper.ns_steps, RESTART):
-        x = iterate(x, hyper, min(RESTART, hyper.ns_steps - done))
-    return x.mT if tall else x
+        x = iterate(x, hyper, min(RESTART, hyper.ns_steps - done), tall)
+    return x
 
 
 def scale(rows: int, columns: int, adjust_lr_fn: str | None) -> float:
