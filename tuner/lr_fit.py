@@ -64,7 +64,10 @@ def vertex(xs: Sequence[float], ys: Sequence[float]) -> float:
     The larger rise is cut at CLIFF times the smaller one. Adding to the losses or multiplying them
     changes nothing.
     """
-    (a, b, c), rises = xs, np.asarray(ys, dtype=np.float64) - ys[1]
+    a, b, c = xs
+    if not math.isfinite(min(ys[0], ys[2])):
+        return b
+    rises = np.asarray(ys, dtype=np.float64) - ys[1]
     limit = CLIFF * float(min(rises[0], rises[2]))
     left, right = min(float(rises[0]), limit), min(float(rises[2]), limit)
     below = (b - a) * right + (c - b) * left

@@ -83,7 +83,13 @@ class _Rig:
         self.reset()
         for index in range(steps):
             self.step(index, 0.0)
-        self._restore = snapshot(self.model, self.optimizer)
+        outer, warmed = self._restore, snapshot(self.model, self.optimizer)
+
+        def restore() -> None:
+            outer()
+            warmed()
+
+        self._restore = restore
 
     def held_out(self, batches: int) -> list[float]:
         """Losses of held-out batches; random numbers drawn here move nothing."""

@@ -170,7 +170,8 @@ class Search:
         """Whether a run learns; a longer one has to do better than the best of the shorter ones."""
         if horizon == self.plan.short:
             return learns(self.before, fork.losses)
-        return fork.loss < min(each.loss for each in self.forks[self.plan.short])
+        so_far = float(np.mean(fork.losses[:SHORT_LOOKS]))  # the batches that judged those
+        return so_far < min(each.loss for each in self.forks[self.plan.short])
 
     def _is_lost(self, fork: Fork) -> bool:
         """Whether a run ends above its start by more than one batch differs from another."""

@@ -22,7 +22,7 @@ BROKEN = "def build():\n    raise ValueError('no data here')\n"
 def test_json_plot_database_and_mlflow_agree(tuner: Tuner, tmp_path: Path) -> None:
     tuner("init")
     result = tuner(
-        *("lr-find", "mytask:build", "-o", "sgd", "-o", "adamw", "--steps", "60"),
+        *("lr-find", "mytask:build", "-o", "sgd", "-o", "adamw", "--run-steps", "100"),
         *("--plot", "lr.png", "--json"),
     )
     assert result.code == 0, result.err
@@ -51,7 +51,7 @@ def stored_curves(folder: Path) -> dict[int, LrCurve]:
 
 def lr_find(tuner: Tuner, *arguments: str) -> Result:
     """A short test without MLflow."""
-    return tuner("--mlflow-uri", "none", "lr-find", *arguments, "--steps", "30")
+    return tuner("--mlflow-uri", "none", "lr-find", *arguments, "--run-steps", "120")
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_a_slip_is_a_usage_error(tuner: Tuner, arguments: list[str], says: str) 
 def test_without_an_mlflow_server_the_curves_are_still_stored(tuner: Tuner, tmp_path: Path) -> None:
     tuner("init")
     result = tuner(
-        *("--mlflow-uri", "http://127.0.0.1:1", "lr-find", "mytask:build", "--steps", "30")
+        *("--mlflow-uri", "http://127.0.0.1:1", "lr-find", "mytask:build", "--run-steps", "120")
     )
     assert result.code == 0, result.err
     assert "tuner mlflow sync lr-find-mytask.build" in result.err

@@ -56,6 +56,9 @@ class Valley:
         self.exploded |= math.log10(self.peak) > self.best + self.cliff + 0.8
         return before
 
+    def warm(self, steps: int) -> None:
+        self.steps += steps
+
     def held_out(self, batches: int) -> list[float]:
         self.looks += batches
         return [self.loss() + self.noise * each for each in self.batches[:batches]]

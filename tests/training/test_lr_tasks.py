@@ -63,7 +63,7 @@ def found(
     model, tensors, loss = TASKS[task](seed)
     stepper = getattr(torch.optim, optimizer)(model.parameters(), lr=1e-3)
     loader = DataLoader(TensorDataset(*tensors), batch_size, shuffle=True, drop_last=True)
-    return find_lr(model, stepper, loader, loss, total_steps=STEPS, **arguments)
+    return find_lr(model, stepper, loader, loss, **{"total_steps": STEPS, **arguments})
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -72,7 +72,8 @@ def test_hard_tasks_get_an_answer_at_small_and_large_batches(task: str, batch_si
     result = found(task, batch_size=batch_size)
     assert result.suggested_lr is not None, result.reason
     assert 1e-4 < result.suggested_lr < 1.0
-    assert result.cost <= 1.6 * STEPS
+    # in doubt the best run is repeated and judged by more batches
+    assert result.cost <= (2.0 if "noise-dominated" in result.flags else 1.5) * STEPS
 
 
 @pytest.mark.parametrize("rate", [1.0, 1e-12])
@@ -95,7 +96,7 @@ def test_a_task_that_explodes_at_every_rate_is_refused(rate: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_twenty_repetitions_agree(task: str) -> None:
-    rates = [found(task, seed).suggested_lr for seed in range(20)]
+    rates = [found(task, seed, total_steps=2 * STEPS).suggested_lr for seed in range(20)]
     logs = sorted(math.log10(lr) for lr in rates if lr is not None)
     assert len(logs) == 20
     assert logs[17] - logs[2] < 0.6
