@@ -290,7 +290,7 @@ class Coordinator:
 
     def _finish(self, slot: int, trial: Trial, outcome: Outcome) -> None:
         last = outcome.evaluations[-1] if outcome.evaluations else None
-        ranged = len(outcome.lr_curve.points) if outcome.lr_curve else 0
+        ranged = round(outcome.lr_curve.cost) if outcome.lr_curve else 0
         trial = trial.model_copy(
             update={
                 "state": outcome.state,

@@ -45,11 +45,12 @@ class History:
         return [*self.of("calibrate", arm), *self.of("defaults", arm)]
 
     def curve(self, arm: str) -> LrCurve | None:
-        """The arm's LR range test, when it has one."""
-        return next(
-            (self.curves[t.number] for t in self.of("lr-range", arm) if t.number in self.curves),
-            None,
-        )
+        """The arm's LR range test, when it has one that tells of its learning rate.
+
+        That of prodigy, whose learning rate stays 1, tells of another number.
+        """
+        tested = (self.curves.get(t.number) for t in self.of("lr-range", arm))
+        return next((c for c in tested if c is not None and c.axis == "lr"), None)
 
 
 @dataclass(frozen=True)
