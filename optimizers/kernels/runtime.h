@@ -36,8 +36,14 @@ static inline float magnitude(float x) { return __builtin_fabsf(x); }
 static inline double magnitude(double x) { return __builtin_fabs(x); }
 template <class X> static inline X sign(X x) { return (X)((x > 0) - (x < 0)); }
 // NaN passes through all of these, as it does in torch
-template <class X> static inline X larger(X a, X b) { return a > b || a != a ? a : b; }
-template <class X> static inline X smaller(X a, X b) { return a < b || a != a ? a : b; }
+template <class X> static inline X larger(X a, X b) {
+  const X most = a > b ? a : b;  // in two steps, or compilers see a branch and do not vectorize
+  return a != a ? a : most;
+}
+template <class X> static inline X smaller(X a, X b) {
+  const X least = a < b ? a : b;
+  return a != a ? a : least;
+}
 template <class X> static inline X at_least(X x, X low) { return x < low ? low : x; }
 template <class X> static inline X at_most(X x, X high) { return x > high ? high : x; }
 template <class X> static inline X clip(X x, X bound) { return at_most(at_least(x, -bound), bound); }

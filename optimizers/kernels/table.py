@@ -127,6 +127,17 @@ class Table:
         self.grad_layout_table = table_of(self.grad_layouts)
         self.squares = array("d", bytes(8 * len(params)))
         self.parts = array("d", bytes(8 * len(self.item_rows)))
+        self.norm_arguments = (
+            len(params),
+            len(self.item_rows),
+            address(self.sizes),
+            address(self.item_rows),
+            address(self.item_starts),
+            address(self.grads),
+            address(self.grad_layout_table),
+            address(self.parts),
+            address(self.squares),
+        )
         self.scale = 1.0
         self.scales: array[float] | None = None
         self.units: list[Tensor] | None = None
@@ -185,11 +196,11 @@ class Table:
     def bind(self, states: list[State]) -> None:
         """Fill the columns with the parameters' state, which is there by now."""
         self.states = states
-        kept = [key for key in self.kernel.columns if key not in ("param", "grad")]
+        own = [key for key in self.kernel.columns if key not in ("param", "grad")]
         self.state_tensors = [*chain.from_iterable(map(VALUES, states))]
         self.state_pointers = [*map(POINTER, self.state_tensors)]
         self.objects = array("q", map(id, [*self.params, *self.state_tensors]))
-        self.tensors = {key: [state[key] for state in states] for key in (*kept, "step")}
+        self.tensors = {key: [state[key] for state in states] for key in (*own, "step")}
         self.contiguous_params = [*map(CONTIGUOUS, self.params)]
         self.entries_of_params = [*map(ENTRIES, self.params)]
         self.odd_params = odd_strides(self.params)
@@ -207,59 +218,54 @@ class Table:
         self.slots = array("d", bytes(8 * max(k.slots for k in kernels) * len(self.params)))
         most = max(k.reductions for k in kernels)
         self.sums = array("d", bytes(8 * max(most, 1) * len(self.item_rows)))
+        self.calls: dict[Kernel, tuple[Any, Call]] = {}
+        self.kept: list[array[int]] = []  # what the calls point to
 
     # What kernels do ------------------------------------------------------------------------------
 
     def square_sum(self) -> float:
         """The sum of squares of all gradients; `squares` has that of each."""
-        return float(
-            self.library.squares(
-                len(self.params),
-                len(self.item_rows),
-                address(self.sizes),
-                address(self.item_rows),
-                address(self.item_starts),
-                address(self.grads),
-                address(self.grad_layout_table),
-                address(self.parts),
-                address(self.squares),
-                threads_for(self.entries),
-            )
-        )
+        return float(self.library.squares(*self.norm_arguments, threads_for(self.entries)))
 
-    def call(self, kernel: Kernel, values: Values, *, advance: bool, **changes: float) -> None:
-        """Run one of the two kernels; ``changes`` are fields of `Call`."""
+    def prepare(self, kernel: Kernel) -> tuple[Any, Call]:
+        """A kernel's entry, and its call with all that stays the same from step to step."""
         table = array("q", [address(self.columns[key]) or 0 for key in kernel.columns])
-        hyper = kernel.numbers(values)
-        units = unit_pointers = unit_sizes = None
-        if self.units is not None:
-            units = [unit.to(self.wide).contiguous() for unit in self.units]
-            unit_pointers = array("q", [*map(POINTER, units)])
-            unit_sizes = array(
-                "q", [n // u.numel() for n, u in zip(self.sizes, units, strict=True)]
-            )
-        kernel.library().run(
-            Call(
-                rows=len(self.params),
-                items=len(self.item_rows),
-                sizes=address(self.sizes),
-                item_rows=address(self.item_rows),
-                item_starts=address(self.item_starts),
-                columns=address(table),
-                steps=address(self.columns["step"]),
-                layouts=address(self.layout_table),
-                hyper=address(hyper),
-                scales=address(self.scales),
-                unit_scales=address(unit_pointers),
-                unit_sizes=address(unit_sizes),
-                scale=self.scale,
-                slots=address(self.slots),
-                sums=address(self.sums),
-                threads=threads_for(self.entries),
-                advance=advance,
-                **changes,
-            )
+        self.kept.append(table)
+        call = Call(
+            rows=len(self.params),
+            items=len(self.item_rows),
+            sizes=address(self.sizes),
+            item_rows=address(self.item_rows),
+            item_starts=address(self.item_starts),
+            columns=address(table),
+            steps=address(self.columns["step"]),
+            layouts=address(self.layout_table),
+            slots=address(self.slots),
+            sums=address(self.sums),
         )
+        return kernel.library().run, call
+
+    def call(
+        self, kernel: Kernel, values: Values, bound: float | None, *, maximize: bool, advance: bool
+    ) -> None:
+        """Run one of the two kernels."""
+        if kernel not in self.calls:
+            self.calls[kernel] = self.prepare(kernel)
+        run, call = self.calls[kernel]
+        hyper = kernel.numbers(values)
+        call.hyper, call.scales = address(hyper), address(self.scales)
+        call.scale, call.sign = self.scale, -1.0 if maximize else 1.0
+        call.bound = math.inf if bound is None else bound
+        call.threads, call.advance = threads_for(self.entries), advance
+        call.unit_scales = call.unit_sizes = None
+        if self.units is None:
+            run(call)
+            return
+        units = [unit.to(self.wide).contiguous() for unit in self.units]
+        found = array("q", [*map(POINTER, units)])
+        sizes = array("q", [n // u.numel() for n, u in zip(self.sizes, units, strict=True)])
+        call.unit_scales, call.unit_sizes = address(found), address(sizes)
+        run(call)
 
     @property
     def wide(self) -> torch.dtype:
@@ -268,8 +274,7 @@ class Table:
 
     def run(self, values: Values, bound: float | None, maximize: bool) -> None:
         """Step every row."""
-        limits = {"bound": math.inf if bound is None else bound, "sign": -1.0 if maximize else 1.0}
-        self.call(self.kernel, values, advance=True, **limits)
+        self.call(self.kernel, values, bound, maximize=maximize, advance=True)
         torch.autograd.graph.increment_version(self.params)
 
     def newest(self) -> float:
@@ -280,8 +285,7 @@ class Table:
         """The sums over all rows that a `ModelHook` asks for."""
         if self.share is None:
             return {}
-        limits = {"bound": math.inf if bound is None else bound, "sign": -1.0 if maximize else 1.0}
-        self.call(self.share, values, advance=False, **limits)
+        self.call(self.share, values, bound, maximize=maximize, advance=False)
         rows, slots = len(self.params), self.share.slots
         return {
             name: math.fsum(self.slots[slot : rows * slots : slots])

@@ -78,7 +78,7 @@ def nonsense(grad, param, state, hyper, t):
     y = torch.maximum(x.clamp(-0.5, 2.0), torch.minimum(param, grad)) + torch.lerp(x, grad, 0.25)
     z = torch.addcdiv(y, grad, param + 3, value=0.5) + torch.addcmul(x, y, grad, value=-2.0)
     root = (hyper.lr * t).sqrt() if isinstance(t, torch.Tensor) else (hyper.lr * t) ** 0.5
-    far = torch.where((grad != 2) & ~(grad < 1) | (x == 1), z.sign(), z.square().rsqrt())
+    far = torch.where((grad != 2) & ~(grad < 1) | (x == 1), z.sign(), (z.square() + 1).rsqrt())
     return far * root + x**2 + y**3 + (x / 0.5).clamp(max=4.0), state
 
 
