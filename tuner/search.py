@@ -252,6 +252,7 @@ def _improve(
     moved = np.repeat(leaders, _AROUND, axis=0)
     widths = np.resize(_STEPS, len(moved))[:, None]
     moved = moved + widths * rng.normal(size=moved.shape)
+    moved = 1 - np.abs(1 - np.abs(moved))  # reflected: clipped ones would crowd the edges
     everywhere = _covering(space, _COVERING, rng)
     candidates = [
         _point(space, place)
