@@ -31,6 +31,7 @@ MOST = 150  # runs that the surrogate sees; its cost grows with their cube
 _FEWEST = 3  # runs that a surrogate needs
 _COVERING, _AROUND, _LEADERS = 256, 48, 5  # candidates: everywhere, and around each of the best
 _STEPS = (0.05, 0.2)  # how far around, in units of the box
+_AS_GOOD = 0.8  # of the largest expected improvement: of these the most central is taken
 _CAP = 10.0  # of the distance from the best to the median: everything beyond is as bad
 
 
@@ -252,13 +253,18 @@ def _improve(
     moved = np.repeat(leaders, _AROUND, axis=0)
     widths = np.resize(_STEPS, len(moved))[:, None]
     moved = moved + widths * rng.normal(size=moved.shape)
+    moved = 1 - np.abs(1 - np.abs(moved))  # reflected: clipped ones would crowd the edges
     everywhere = _covering(space, _COVERING, rng)
     candidates = [
         _point(space, place)
         for place in np.clip(np.concatenate([everywhere, moved]), 0.0, 1.0 - 1e-9)
     ]
-    gains = model.expected_improvement(_places(space, candidates), float(means.min()))
-    return candidates[int(np.argmax(gains))]
+    tried = _places(space, candidates)
+    gains = model.expected_improvement(tried, float(means.min()))
+    # An axis that does not matter must not end on its bounds, where the model knows least.
+    central = -np.abs(tried - 0.5).max(axis=1)
+    central[gains < _AS_GOOD * gains.max()] = -np.inf
+    return candidates[int(np.argmax(central))]
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

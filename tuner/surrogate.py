@@ -102,7 +102,7 @@ def _fit(dimensions: int, *columns: bytes) -> Surrogate:
     n = len(values)
     noise = settings[:, -2, None] ** 2 * np.ones(n)[None] + 1e-8
     covariances[:, np.arange(n), np.arange(n)] += noise
-    factors = np.linalg.cholesky(covariances)
+    factors: Array = np.asarray(np.linalg.cholesky(covariances), dtype=np.float64)
     whitened = np.linalg.solve(factors, np.broadcast_to(scaled[:, None], (len(settings), n, 1)))
     fits = (whitened[..., 0] ** 2).sum(1)
     halves = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(1)
