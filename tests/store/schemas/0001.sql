@@ -150,9 +150,11 @@ CREATE TABLE tuner_trial (
     params JSON NOT NULL,
     configuration JSON NOT NULL,
     stop_rules JSON NOT NULL,
+    length DOUBLE PRECISION NOT NULL,
     value DOUBLE PRECISION,
     metrics JSON NOT NULL,
     steps BIGINT NOT NULL,
+    examples BIGINT NOT NULL,
     wall_seconds DOUBLE PRECISION NOT NULL,
     attempts BIGINT NOT NULL,
     micro_batch BIGINT,
@@ -217,13 +219,13 @@ INSERT INTO tuner_alembic_version VALUES ('0001');
 INSERT INTO tuner_study (name, state, spec, created_at, updated_at, answer, stop_requested, provenance)
 VALUES ('released', 'completed', '{"study": {"name": "released", "metric": "acc"}}', '2026-01-02 03:04:05.678901+00', '2026-01-02 03:04:05.678901+00',
     'sgd', false, '{}');
-INSERT INTO tuner_trial (study, number, arm, stage, seed, state, point, params, configuration, stop_rules,
-    value, metrics, steps, wall_seconds, attempts, micro_batch, device, host, started_at, finished_at,
+INSERT INTO tuner_trial (study, number, arm, stage, seed, state, point, params, configuration, stop_rules, length,
+    value, metrics, steps, examples, wall_seconds, attempts, micro_batch, device, host, started_at, finished_at,
     failure, provenance, info)
 VALUES ('released', 0, 'sgd-constant', 'explore', 1, 'completed', '{"lr": 0.1}', '{"lr": 0.1}',
     '{"optimizer": "sgd", "optimizer_args": {"lr": 0.1}, "schedule": "constant",
-      "schedule_args": {}, "batch_size": 64}', '[]', 0.5, '{"loss": {"$float": "nan"}, "acc": 0.5}',
-    20, 1.5, 1, NULL, 'cpu', 'trainer', '2026-01-02 03:04:05.678901+00', NULL, NULL, '{"commit": "abc"}', '{}');
+      "schedule_args": {}, "batch_size": 64}', '[]', 1.0, 0.5, '{"loss": {"$float": "nan"}, "acc": 0.5}',
+    20, 1280, 1.5, 1, NULL, 'cpu', 'trainer', '2026-01-02 03:04:05.678901+00', NULL, NULL, '{"commit": "abc"}', '{}');
 INSERT INTO tuner_evaluation (study, number, step, examples, seconds, lr, train_loss, grad_norm, metrics)
 VALUES ('released', 0, 10, 640, 0.7, 0.1, 'NaN', 1.5, '{"loss": 1.0}'),
     ('released', 0, 20, 1280, 1.4, 0.05, 0.5, 1.5, '{"loss": 0.5}');
