@@ -276,6 +276,7 @@ def test_a_study_is_kept_and_shown(
     assert downloaded.read_text() == "<p>sgd</p>"
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_a_study_on_it(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(toml_of(study_data()))
     environment = {

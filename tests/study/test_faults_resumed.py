@@ -12,6 +12,7 @@ from tuner.service import Environment
 from tuner.standing import known_limits
 
 
+@pytest.mark.slow
 def test_a_memory_limit_outlives_a_stop(env: Environment) -> None:
     """More than six examples at once do not fit; that is found out once, by one trial."""
 

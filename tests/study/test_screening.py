@@ -36,6 +36,7 @@ def plan(trials: dict[int, Trial]) -> list[tuple]:
     equal=st.sampled_from(["steps", "wall-clock"]),
 )
 @settings(max_examples=6, deadline=None)
+@pytest.mark.slow
 def test_timing_and_interruption_change_nothing_of_the_whole_protocol(
     order: random.Random, slots: int, interrupt: int | None, equal: str
 ) -> None:

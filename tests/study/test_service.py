@@ -42,6 +42,7 @@ def test_a_rerun_is_bit_equal(env: Environment) -> None:
     assert len(then) == 2
 
 
+@pytest.mark.slow
 def test_a_name_is_used_once(env: Environment) -> None:
     spec = study_spec(**QUICK)
     service.start(spec, env)
@@ -88,6 +89,7 @@ def test_a_study_does_not_need_mlflow(env: Environment, capfd: pytest.CaptureFix
     assert report.created == len(env.store.trials("small")) + 2
 
 
+@pytest.mark.slow
 def test_a_regression_is_minimized(env: Environment) -> None:
     study = {"task": "tiny:regression", "metric": "loss", "direction": "minimize"}
     result = service.start(study_spec(**{**QUICK, "arms": [ADAMW, SGD]}, study=study), env)
@@ -95,6 +97,7 @@ def test_a_regression_is_minimized(env: Environment) -> None:
     assert result.comparison.arms[0].mean <= result.comparison.arms[1].mean
 
 
+@pytest.mark.slow
 def test_trials_of_a_resumed_study_tell_the_code_they_ran_with(
     env: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
