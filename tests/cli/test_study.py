@@ -147,6 +147,7 @@ def test_compare_by_one_factor(ask: Tuner, factor: str, says: str) -> None:
     assert found["answer"]
 
 
+@pytest.mark.slow
 def test_compare_several_studies(ask: Tuner, tmp_path: Path) -> None:
     # The same task under another metric, with an arm more and one under a name of its own.
     (tmp_path / "other.toml").write_text(

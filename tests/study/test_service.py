@@ -71,6 +71,7 @@ def test_what_is_wrong_with_a_task_is_told_before_anything_is_created(
     assert env.store.list_studies() == []
 
 
+@pytest.mark.slow
 def test_mlflow_follows_a_study_and_sync_finds_nothing_missing(env: Environment) -> None:
     with_mlflow = replace(env, mlflow_uri=env.home.mlflow_uri)
     service.start(study_spec(**QUICK), with_mlflow)
