@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -56,7 +57,7 @@ class Rig(Protocol):
         """Losses of the first held-out batches at the present point, in evaluation mode."""
 
 
-class _Rig:
+class _Rig(ABC):
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, axis: Axis, restore: Restore
     ) -> None:
@@ -100,11 +101,11 @@ class _Rig:
         restore_rng(state)
         return losses
 
-    def _train(self, index: int) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _train(self, index: int) -> float: ...
 
-    def _measure(self, index: int) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _measure(self, index: int) -> float: ...
 
     @contextlib.contextmanager
     def _measuring(self) -> Iterator[None]:

@@ -29,3 +29,19 @@ def drive(optimizer: torch.optim.Optimizer, param: Tensor, grads: list[Tensor]) 
         optimizer.step()
         path.append(param.detach().clone())
     return path
+
+
+def holed(values):
+    """The values as every second column of a larger tensor, and that tensor."""
+    whole = torch.full((*values.shape[:-1], 2 * values.shape[-1]), 7.0, dtype=values.dtype)
+    view = whole[..., ::2]
+    view.copy_(values)
+    return view
+
+
+LAYOUTS = {
+    "contiguous": lambda values: values.clone(),
+    "channels_last": lambda values: values.clone(memory_format=torch.channels_last),
+    "transposed": lambda values: values.mT.contiguous().mT,
+    "sliced": holed,
+}

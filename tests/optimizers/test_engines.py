@@ -8,7 +8,7 @@ from torch import nn
 
 import optimizers
 from optimizers import get_rule
-from tests.optimizers.helpers import drive, generator, problem
+from tests.optimizers.helpers import LAYOUTS, drive, generator, problem
 from tests.optimizers.table import ROWS
 from tests.reference import relative_error, run
 
@@ -121,21 +121,6 @@ def test_clipping_and_decay_in_the_same_pass(rule, settings, shell, dtype):
 
 
 # Memory -------------------------------------------------------------------------------------------
-
-
-def holed(values):
-    whole = torch.full((*values.shape[:-1], 2 * values.shape[-1]), 7.0, dtype=values.dtype)
-    view = whole[..., ::2]
-    view.copy_(values)
-    return view
-
-
-LAYOUTS = {
-    "contiguous": lambda values: values.clone(),
-    "channels_last": lambda values: values.clone(memory_format=torch.channels_last),
-    "transposed": lambda values: values.mT.contiguous().mT,
-    "sliced": holed,
-}
 
 
 @SITUATIONS

@@ -7,28 +7,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import optimizers
-from tests.optimizers.helpers import drive, problem
+from tests.optimizers.helpers import LAYOUTS, drive, problem
 from tests.optimizers.table import ROWS
 
 BY_ROW = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
 SHAPE = (4, 3, 2, 2)
 SPARSE = [rule for rule in optimizers.names() if optimizers.get_rule(rule).sparse]
-
-
-def holed(values):
-    """The values as every second column of a larger tensor, and that tensor."""
-    whole = torch.full((*values.shape[:-1], 2 * values.shape[-1]), 7.0, dtype=values.dtype)
-    view = whole[..., ::2]
-    view.copy_(values)
-    return view
-
-
-LAYOUTS = {
-    "contiguous": lambda values: values.clone(),
-    "channels_last": lambda values: values.clone(memory_format=torch.channels_last),
-    "transposed": lambda values: values.mT.contiguous().mT,
-    "sliced": holed,
-}
 BY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 
 
