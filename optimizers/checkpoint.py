@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optimizers.core import Rule, State, Values
-from optimizers.precision import HALF, as_real, compute_dtype
+from optimizers.precision import COMPENSATION_DTYPE, HALF, as_real, compute_dtype
 from optimizers.sharding import plain
 
 Group = dict[str, Any]
@@ -35,7 +35,7 @@ def allocate(rule: Rule, param: Tensor, state: State, hyper: Values, low_precisi
     if low_precision != "kahan":
         state.pop(COMPENSATION, None)
     elif real.dtype in HALF and COMPENSATION not in state:
-        state[COMPENSATION] = torch.zeros_like(param, requires_grad=False)
+        state[COMPENSATION] = torch.zeros_like(real, dtype=COMPENSATION_DTYPE)
     fresh = rule.state(real.to(compute_dtype(real.dtype)), hyper)
     if "step" in state and fresh.keys() <= state.keys():
         return
@@ -60,7 +60,7 @@ def rule_state(state: State) -> State:
 
 
 def compensation(state: State) -> Tensor | None:
-    """What the parameter could not hold, real, if that is kept."""
+    """What the parameter could not hold, if that is kept, with an entry per real one."""
     return plain(state[COMPENSATION]) if COMPENSATION in state else None
 
 
@@ -76,11 +76,16 @@ def saved_states(
 
 
 def restore(param: Tensor, saved: Mapping[str, Any]) -> State:
-    """A parameter's state from a checkpoint, in the precision of the arithmetic; shares nothing."""
+    """A parameter's state from a checkpoint, in the precision of the arithmetic; shares nothing.
+
+    A compensation that torch has rounded to the parameter's dtype begins anew.
+    """
     state = {
         key: restore_tensor(param, value, exact=key in (COMPENSATION, TRAIN_POINT))
         for key, value in saved.items()
-        if isinstance(value, Tensor) and key != "step"
+        if isinstance(value, Tensor)
+        and key != "step"
+        and not (key == COMPENSATION and value.dtype != COMPENSATION_DTYPE)
     }
     # torch's SGD counts no steps; what matters there is that the first one is over
     step = float(saved.get("step", 1.0 if state else 0.0))

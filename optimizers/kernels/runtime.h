@@ -66,6 +66,26 @@ static inline void store(bf16& to, float x) {  // to the nearest, ties to even
   unsigned rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   to.bits = (unsigned short)(x != x ? 0x7fc0 : rounded);
 }
+
+// As in precision.py: the lost part of a value counts float32 numbers.
+static inline unsigned bits_of(float x) {
+  unsigned bits;
+  __builtin_memcpy(&bits, &x, 4);
+  return bits;
+}
+static inline float restored(float rounded, short lost) {
+  const unsigned bits = bits_of(rounded);
+  const int least = -(int)(bits & 0x7fffffff);
+  const unsigned sum = bits + (unsigned)(lost < least ? least : lost);
+  float wide;
+  __builtin_memcpy(&wide, &sum, 4);
+  return wide;
+}
+static inline short lost(float wide, float rounded) {
+  const int difference = (int)(bits_of(wide) - bits_of(rounded));
+  const int least = difference < -32768 ? -32768 : difference;
+  return (short)(least > 32767 ? 32767 : least);
+}
 // ---- kernel ----
 
 // As in table.py. A layout is {dimensions, sizes..., strides of column 0..., of column 1..., ...}

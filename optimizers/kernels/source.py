@@ -166,8 +166,10 @@ class Writer:
 
     def storage(self, column: str) -> str:
         """The C++ type in memory of a column."""
-        if column in ("param", "grad", "compensation"):
+        if column in ("param", "grad"):
             return STORAGE[self.form.storage]
+        if column == "compensation":
+            return "short"
         return C_TYPES[self.graph.inputs[column].dtype]
 
     def written(self) -> dict[str, Node]:
@@ -269,8 +271,7 @@ class Writer:
             yield f"    const T wide = {self.names[written['param']]};"
             yield f"    store({self.at('param')}, wide);"
             if self.form.compensated:
-                lost = f"wide - load({self.at('param')})"
-                yield f"    store({self.at('compensation')}, {lost});"
+                yield f"    {self.at('compensation')} = lost(wide, load({self.at('param')}));"
         yield "  }}"
         for index, node in enumerate(sums):
             yield f"  sums[{self.reductions.index(node)}] = r{index};"
@@ -281,7 +282,7 @@ class Writer:
         if column == "grad":
             return f"clip(load({self.at(column)}), bound) * factor"
         if column == "param" and self.form.compensated:
-            return f"load({self.at(column)}) + load({self.at('compensation')})"
+            return f"restored(load({self.at(column)}), {self.at('compensation')})"
         return f"load({self.at(column)})"
 
     def at(self, column: str) -> str:

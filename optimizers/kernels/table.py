@@ -22,7 +22,7 @@ from optimizers.core import State, Values
 from optimizers.engines import flat
 from optimizers.kernels.kernel import Call, Kernel, address, blocks, threads_for
 from optimizers.kernels.source import STORAGE
-from optimizers.precision import as_real, compute_dtype
+from optimizers.precision import COMPENSATION_DTYPE, as_real, compute_dtype
 
 POINTER: Callable[[Tensor], int] = Tensor.data_ptr
 CONTIGUOUS: Callable[[Tensor], bool] = Tensor.is_contiguous
@@ -62,7 +62,7 @@ def holds(param: Tensor, state: Mapping[str, Any]) -> bool:
             if value.dtype != torch.float32 or value.dim():
                 return False
         elif key == "compensation":
-            if value.dtype != param.dtype or value.shape != param.shape:
+            if value.dtype != COMPENSATION_DTYPE or value.shape != as_real(param).shape:
                 return False
         elif value.shape == param.shape:
             if value.dtype != wide and not (value.dtype == torch.float64 and not value.dim()):
