@@ -145,7 +145,13 @@ def _safer(k: int, e: Evidence, arms: Sequence[ArmScores]) -> str | None:
 
 
 def _result(
-    k: int, e: Evidence, arms: Sequence[ArmScores], share: float, margin_given: bool, flip: bool
+    k: int,
+    e: Evidence,
+    arms: Sequence[ArmScores],
+    share: float,
+    margin_given: bool,
+    flip: bool,
+    rng: np.random.Generator,
 ) -> ArmResult:
     """What is said about arm k; `flip` when scores were negated, since the metric is minimized."""
     arm, level = arms[k], nominal_level(e.tests.looks, e.alpha, len(arms))
@@ -153,7 +159,7 @@ def _result(
     verdict = _verdict(k, e, bool(reasons), margin_given)
     sign = -1.0 if flip else 1.0
     own = e.scores[k][np.isfinite(e.scores[k])]
-    low, high = wording.ends(st.t_interval(own, 1 - e.alpha), flip)
+    low, high = wording.ends(st.bca_interval(own, rng, 1 - e.alpha), flip)
     common = common_differences(e.scores, k, e.leader)
     gap = None if k == e.leader else st.t_interval(common, 1 - level)
     gap_low, gap_high = wording.ends(gap, flip)
@@ -250,7 +256,9 @@ def compare(
         margin=evidence.margin,
         margin_given=given,
         looks=evidence.tests.looks,
-        arms=[_result(k, evidence, arms, float(shares[k]), given, flip) for k in evidence.order],
+        arms=[
+            _result(k, evidence, arms, float(shares[k]), given, flip, rng) for k in evidence.order
+        ],
         p_better=_wins(evidence.scores, evidence.order),
         expected_regret=None if quality is None else st.expected_regret(quality, evidence.leader),
         method=evidence.tests.method,
