@@ -67,9 +67,20 @@ def holds(param: Tensor, state: Mapping[str, Any]) -> bool:
         elif value.shape == param.shape:
             if value.dtype != wide and not (value.dtype == torch.float64 and not value.dim()):
                 return False
+        elif factor(value, param):
+            if value.dtype != wide or not value.is_contiguous():
+                return False
         elif value.dim() or value.dtype not in (torch.float32, torch.float64):
             return False
     return True
+
+
+def factor(value: Tensor, param: Tensor) -> bool:
+    """Whether a tensor has one value per row, or per column, of a matrix."""
+    if param.dim() != 2:
+        return False
+    rows, columns = param.shape
+    return value.shape in ((rows, 1), (1, columns))
 
 
 def order(layout: Tensor) -> list[int]:
@@ -118,6 +129,9 @@ class Table:
         self.pairs = 2 if self.dtype.is_complex else 1
         self.sizes = array("q", [param.numel() * self.pairs for param in params])
         self.entries = sum(self.sizes)
+        self.widths = None
+        if self.kernel.factored:
+            self.widths = array("q", [param.shape[1] for param in params])
         self.item_rows, self.item_starts = blocks(self.sizes)
         self.contiguous = [*map(CONTIGUOUS, grads)]
         self.odd = odd_strides(grads)
@@ -235,6 +249,7 @@ class Table:
             rows=len(self.params),
             items=len(self.item_rows),
             sizes=address(self.sizes),
+            widths=address(self.widths),
             item_rows=address(self.item_rows),
             item_starts=address(self.item_starts),
             columns=address(table),
