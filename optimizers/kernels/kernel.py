@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from optimizers.core import DecayMode, Rule, Values
-from optimizers.kernels import build
+from optimizers.kernels import build, watch
 from optimizers.kernels.source import Form, Writer
 from optimizers.kernels.trace import Graph, Layout, Untraceable, share_graph, step_graph
 
@@ -109,6 +109,7 @@ class Kernel:
         library.squares.argtypes = [c_int64] * 2 + [c_void_p] * 7 + [c_int64]
         library.squares.restype = c_double
         library.approach.argtypes, library.approach.restype = [c_int64, c_void_p], None
+        watch.prepare(library)
         return library
 
     def numbers(self, values: Values) -> array[float]:
@@ -145,7 +146,7 @@ def kernel_of(
 
 def threads_for(entries: int) -> int:
     """How many threads are worth their start."""
-    return max(1, min(torch.get_num_threads(), entries // SMALL))
+    return max(1, min(torch.get_num_threads(), round(entries / SMALL)))
 
 
 def blocks(sizes: Sequence[int]) -> tuple[array[int], array[int]]:

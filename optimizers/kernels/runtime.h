@@ -339,6 +339,26 @@ extern "C" void approach(i64 n, const char* const* objects) {
   }
 }
 
+// Whether tensors are where and shaped as they were: `functions` are torch's aoti_torch_get_data_ptr,
+// _numel, _dim and _strides, `known` holds their answers one after another. See watch.py.
+extern "C" i64 unchanged(i64 n, void* const* handles, void* const* functions, const i64* known) {
+  typedef int (*Number)(void*, i64*);
+  typedef int (*Numbers)(void*, const i64**);
+  for (i64 i = 0; i < n; i++) {
+    if (i + 8 < n)
+      for (int line = 0; line < 3; line++)  // what a handle points to
+        __builtin_prefetch(*(const char* const*)handles[i + 8] + 64 * line, 0, 3);
+    i64 found[3];
+    for (int k = 0; k < 3; k++)
+      if (((Number)functions[k])(handles[i], found + k) || found[k] != *known++) return 0;
+    const i64* strides;
+    if (((Numbers)functions[3])(handles[i], &strides)) return 0;
+    for (i64 d = 0; d < found[2]; d++)
+      if (strides[d] != *known++) return 0;
+  }
+  return 1;
+}
+
 static double square_sum(i64 n, const STORED* x) {
   double lanes[32] = {0}, total = 0;
   i64 i = 0;
