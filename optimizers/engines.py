@@ -207,21 +207,21 @@ class Repeated:
         if key in self.known and known is None:
             return False
 
-        def body() -> list[Tensor | None]:
-            grad = prepare(self.batch, part)
-            new, state = advance(
-                self.batch.rule, self.batch.mode, grad, part.param, part.state, self.batch.hyper,
-                part.t,
-            )  # fmt: skip
-            after = [state.get(key) for key in part.state]
-            kept = (a is b for a, b in zip(after, part.state.values(), strict=True))
-            return [new, None, *(None if k else a for k, a in zip(kept, after, strict=True))]
+        few = [tensor[:LEAST] for tensor in inputs]
+        cut = replace(
+            part, param=few[0], grad=few[1], state=dict(zip(part.state, few[2:], strict=True))
+        )
+        self.known[key] = again = record(few, lambda: self.results(cut), part.param.numel())
+        if again is not None:
+            again.run(inputs)
+        return again is not None
 
-        self.known[key], results = record(inputs, body)
-        for old, result in zip(inputs, results, strict=True):
-            if result is not None:
-                old.copy_(result)
-        return True
+    def results(self, part: Piece) -> list[Tensor | None]:
+        """The new parameter, nothing for the gradient, and each state, if it changes."""
+        batch, old = self.batch, part.state
+        grad = prepare(batch, part)
+        new, state = advance(batch.rule, batch.mode, grad, part.param, old, batch.hyper, part.t)
+        return [new, None, *(None if state[key] is old[key] else state[key] for key in old)]
 
 
 def step_dense(

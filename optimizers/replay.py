@@ -1,9 +1,9 @@
-"""One rule over many pieces: the first is recorded, the others repeat it in place.
+"""One rule over many pieces: what it does to a few entries is repeated for all of them in place.
 
 A pure rule allocates what it returns and has it copied afterwards, which is a fifth of an eager
-step. So the torch operations of one piece are written down, and done again for others of the same
-age and scale with their results in reused buffers, or straight in the state and the parameter
-once nobody needs what was there. What is not entry by entry is left to the ordinary way.
+step. So the torch operations on a few entries are written down, and done again for whole pieces of
+the same age and scale with their results in reused buffers, or straight in the state and the
+parameter once nobody needs what was there. What is not entry by entry is left to the ordinary way.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -95,11 +94,11 @@ class Replay:
 
 
 def record(
-    inputs: Sequence[Tensor], body: Callable[[], Sequence[Tensor | None]]
-) -> tuple[Replay | None, Sequence[Tensor | None]]:
+    inputs: Sequence[Tensor], body: Callable[[], Sequence[Tensor | None]], size: int
+) -> Replay | None:
     """Run ``body``, whose results are the new values of the inputs, or None for those that stay.
 
-    Returns its results, and how to repeat it in place if it can be.
+    Returns how to repeat it in place for inputs of up to ``size`` entries, or None if it cannot be.
     """
     recorder = Recorder(inputs)
     with recorder:
@@ -108,11 +107,11 @@ def record(
     if not recorder.complete or None in [
         o for o, result in zip(own, results, strict=True) if result is not None
     ]:
-        return None, results
-    return plan(recorder, own), results
+        return None
+    return plan(recorder, own, size)
 
 
-def plan(recorder: Recorder, results: Sequence[int | None]) -> Replay | None:
+def plan(recorder: Recorder, results: Sequence[int | None], size: int) -> Replay | None:
     """Give every value a place: that of the input it replaces, or a buffer that is free."""
     inputs = len(results)
     last = dict.fromkeys(range(len(recorder.alive)), -1)  # the operation that reads a value last
@@ -138,7 +137,6 @@ def plan(recorder: Recorder, results: Sequence[int | None]) -> Replay | None:
         else:
             places[value], count = count, count + 1
         operations.append(Operation(call, named, kwargs, Place(places[value])))
-    shape, dtype = recorder.kind
     like = recorder.alive[0]
-    buffers = [torch.empty(shape, dtype=dtype, device=like.device) for _ in range(count - inputs)]
-    return Replay(operations, buffers, like.numel())
+    buffers = [like.new_empty(size) for _ in range(count - inputs)]
+    return Replay(operations, buffers, size)
