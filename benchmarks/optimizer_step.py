@@ -34,6 +34,7 @@ OURS, BOUND = "ours", "bound"
 STEPS_PER_SAMPLE = {"soap": 10}
 COMPILED_PEERS = ("adamw", "rmsprop", "ademamix")  # of --all: a rule takes minutes to compile
 GROWTH = ("adamw",)
+HOPELESS = 10  # seconds a step, on which no round is spent: float16 products without units for them
 # Tensors and entries of each: from 1 M to 100 M parameters, and from 10 to 5000 tensors.
 SIZES = (
     *((100, 10_000 * scale) for scale in (1, 3, 10, 30, 100)),
@@ -119,7 +120,10 @@ class Bench:
         call = build(named)
         for _ in range(2):
             self.prepare(label)
+            started = time.perf_counter()
             call()
+        if time.perf_counter() - started > HOPELESS:
+            raise RuntimeError(f"a step takes more than {HOPELESS} s")
         self.calls[label] = call if self.steps == 1 else repeated(call, self.steps)
         return named
 

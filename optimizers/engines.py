@@ -26,9 +26,10 @@ from optimizers.core import (
     advance,
 )
 from optimizers.precision import compute_dtype, narrow, noise_source, widen
+from optimizers.replay import LEAST, Replay, record
 from optimizers.stacks import gather, over_stack, scatter, stacks
 
-CHUNK = 2**17  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
+CHUNK = 2**18  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
 ROWS = 2**20  # elements of a block of rows, which take several passes
 
 
@@ -119,7 +120,7 @@ def chunks(rule: Rule, piece: Piece) -> Iterator[Piece]:
     arrays = {key: value for key, value in piece.state.items() if value.shape == param.shape}
     extra = [] if piece.compensation is None else [piece.compensation]
     views = None
-    if rule.scope == "element" and param.numel() > CHUNK and not isinstance(piece.scale, Tensor):
+    if rule.scope == "element" and param.numel() >= LEAST and not isinstance(piece.scale, Tensor):
         views = flat([param, piece.grad, *extra, *arrays.values()])
     if views is None:
         yield piece
@@ -178,10 +179,59 @@ def step_part(batch: Batch, rule: Rule, part: Piece, noise: torch.Generator | No
     return state
 
 
-def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
+class Repeated:
+    """Large pieces of one batch, which are recorded once per age, scale and state."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.known: dict[object, Replay | None] = {}
+
+    def step(self, part: Piece) -> bool:
+        """Step one part in place; False when it has to be stepped the ordinary way."""
+        inputs = [part.param, part.grad, *part.state.values()]
+        dtype = compute_dtype(part.param.dtype)
+        fits = (
+            self.batch.rule.scope == "element"
+            and part.compensation is None
+            and part.param.dim() == 1
+            and part.param.numel() >= LEAST
+            and all(t.shape == part.param.shape and t.dtype == dtype for t in inputs)
+        )
+        if not fits:
+            return False
+        key = (part.t, part.scale, dtype, part.param.device, *part.state)
+        known = self.known.get(key)
+        if known is not None and known.size >= part.param.numel():
+            known.run(inputs)
+            return True
+        if key in self.known and known is None:
+            return False
+
+        few = [tensor[:LEAST] for tensor in inputs]
+        cut = replace(
+            part, param=few[0], grad=few[1], state=dict(zip(part.state, few[2:], strict=True))
+        )
+        self.known[key] = again = record(few, lambda: self.results(cut), part.param.numel())
+        if again is not None:
+            again.run(inputs)
+        return again is not None
+
+    def results(self, part: Piece) -> list[Tensor | None]:
+        """The new parameter, nothing for the gradient, and each state, if it changes."""
+        batch, old = self.batch, part.state
+        grad = prepare(batch, part)
+        new, state = advance(batch.rule, batch.mode, grad, part.param, old, batch.hyper, part.t)
+        return [new, None, *(None if state[key] is old[key] else state[key] for key in old)]
+
+
+def step_dense(
+    batch: Batch, piece: Piece, noise: torch.Generator | None, repeated: Repeated | None = None
+) -> None:
     """Step one parameter, piece by piece."""
     shared: State = {}
     for rule, part in parts_of(batch, piece):
+        if repeated is not None and repeated.step(part):
+            continue
         for key, value in step_part(batch, rule, part, noise).items():
             if part.state[key] is not piece.state[key]:
                 part.state[key].copy_(value)
@@ -234,9 +284,10 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
             step_dense(batch, piece, noise)
         else:
             ordinary.append(piece)
+    repeated = Repeated(batch)
     for pieces in stacks(ordinary):
         if len(pieces) == 1:
-            step_dense(batch, pieces[0], None)
+            step_dense(batch, pieces[0], None, repeated)
         else:
             step_stack(batch, pieces)
 

@@ -30,6 +30,7 @@ LAYERS = {
             "optimizers.monitor",
         ),
         (
+            "optimizers.replay",
             "optimizers.stacks",
             "optimizers.engines",
             "optimizers.population",

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from optimizers.core import DecayMode, Rule, Values
-from optimizers.kernels import build
+from optimizers.kernels import build, watch
 from optimizers.kernels.source import Form, Writer
 from optimizers.kernels.trace import Graph, Layout, Untraceable, share_graph, step_graph
 
@@ -32,6 +32,7 @@ class Call(ctypes.Structure):
         ("rows", c_int64),
         ("items", c_int64),
         ("sizes", c_void_p),
+        ("widths", c_void_p),
         ("item_rows", c_void_p),
         ("item_starts", c_void_p),
         ("columns", c_void_p),
@@ -60,8 +61,9 @@ def address(values: array[Any] | None) -> int | None:
 class Kernel:
     """One graph in C++: ``columns`` and ``hypers`` are the order of its inputs.
 
-    The first columns are ``entry_columns``; ``sums`` says in which slot of a row each total of a
-    `ModelHook` is.
+    The first columns are ``entry_columns``; a ``factored`` kernel has values per row and column,
+    and takes contiguous matrices. ``sums`` says in which slot of a row each total of a `ModelHook`
+    is.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Kernel:
     hypers: tuple[str, ...]
     slots: int
     reductions: int
+    factored: bool
     sums: dict[str, int]
 
     @classmethod
@@ -90,6 +93,7 @@ class Kernel:
             hypers=tuple(graph.hypers),
             slots=max(len(writer.slots), 1),
             reductions=len(writer.reductions),
+            factored=bool(writer.vectors),
             sums=sums,
         )
 
@@ -105,6 +109,7 @@ class Kernel:
         library.squares.argtypes = [c_int64] * 2 + [c_void_p] * 7 + [c_int64]
         library.squares.restype = c_double
         library.approach.argtypes, library.approach.restype = [c_int64, c_void_p], None
+        watch.prepare(library)
         return library
 
     def numbers(self, values: Values) -> array[float]:
@@ -141,7 +146,7 @@ def kernel_of(
 
 def threads_for(entries: int) -> int:
     """How many threads are worth their start."""
-    return max(1, min(torch.get_num_threads(), entries // SMALL))
+    return max(1, min(torch.get_num_threads(), round(entries / SMALL)))
 
 
 def blocks(sizes: Sequence[int]) -> tuple[array[int], array[int]]:

@@ -15,8 +15,8 @@ from optimizers.kernels import policy
 from optimizers.kernels.build import NoKernel, tell_once
 from optimizers.kernels.kernel import kernel_of
 from optimizers.kernels.source import Form
-from optimizers.kernels.table import GRAD, REAL, Signature, Table, holds, takes
-from optimizers.kernels.trace import Layout
+from optimizers.kernels.table import GRAD, REAL, Signature, Table, factor, holds, takes
+from optimizers.kernels.trace import Layout, Untraceable
 from optimizers.precision import HALF, compute_dtype
 
 
@@ -97,7 +97,7 @@ class Signatures:
     def of(self, param: Tensor, state: State) -> Signature | None:
         """What a parameter with this state (or none) needs, or None if no kernel can do it."""
         kinds = tuple((key, value.dtype) for key, value in state.items())
-        key = (param.dtype, param.dim() + param.is_complex() > 1, kinds)
+        key = (param.dtype, min(param.dim() + param.is_complex(), 3), kinds)
         if key not in self.known:
             self.known[key] = self.find(param, state)
         return self.known[key]
@@ -112,11 +112,15 @@ class Signatures:
         own = {key: value for key, value in state.items() if key not in ("step", "compensation")}
         shape = (*param.shape, 2) if param.is_complex() else param.shape
         fresh = wish.rule.state(torch.empty(shape, dtype=wide, device="meta"), values)
-        if any(value.dim() and value.shape != shape for value in fresh.values()):
-            return None  # factors, bases
+        factors = [value for value in fresh.values() if value.dim() and value.shape != shape]
+        if not all(factor(value, param) for value in factors):
+            return None
         if "step" not in state or not fresh.keys() <= own.keys():
             own = fresh  # as it will be allocated
-        layout = Layout.of(wish.rule, values, wide, own, len(shape))
+        try:
+            layout = Layout.of(wish.rule, values, wide, own, len(shape))
+        except Untraceable:  # bases, which may have the shape of a factor or of the parameter
+            return None
         form = Form(dtype, wish.low_precision == "kahan" and dtype in HALF)
         kernel = kernel_of(wish.rule, wish.mode, layout, form, values)
         if kernel is None:
@@ -141,6 +145,9 @@ def sort_params(
         fits = takes(param, grad) and holds(param, state)
         fits = fits and (not wish.units or (param.is_contiguous() and grad.is_contiguous()))
         signature = signatures.of(param, state) if fits else None
+        if signature is not None and signature.kernel.factored:
+            whole = param.is_contiguous() and grad.is_contiguous() and not wish.units
+            signature = signature if whole else None
         if signature is None:
             plan.rest.append(param)
         else:

@@ -2,7 +2,7 @@
 
 - ``"eager"``: ordinary torch operations.
 - ``"compiled"``: a kernel of the rule, compiled if it is not in the cache yet; eager for what has
-  none (rules over matrices, sparse or sharded parameters) and, with a warning, without a compiler.
+  none (products of matrices, sparse or sharded parameters) and, with a warning, without a compiler.
 - ``"fused"``: as compiled, but nothing is compiled: only kernels that are in the cache.
 - ``"auto"``: as fused, and compiles when the run is sure to win more than that takes.
 

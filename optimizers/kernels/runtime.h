@@ -86,6 +86,10 @@ static inline short lost(float wide, float rounded) {
   const int least = difference < -32768 ? -32768 : difference;
   return (short)(least > 32767 ? 32767 : least);
 }
+
+// A value per row or column of a matrix: in which slot entries read it, if they read it per row,
+// whether it is one per column, and which column of the table holds it, if it is state.
+struct Vector { int slot, per_column, state; };
 // ---- kernel ----
 
 // As in table.py. A layout is {dimensions, sizes..., strides of column 0..., of column 1..., ...}
@@ -93,6 +97,7 @@ static inline short lost(float wide, float rounded) {
 struct Call {
   i64 rows, items;
   const i64* sizes;           // entries of each row
+  const i64* widths;          // columns of each row's matrix, or null
   const i64* item_rows;       // blocks: which row, and where in it
   const i64* item_starts;
   void* const* const* columns;  // [column][row]
@@ -173,6 +178,130 @@ static void block(const Call* c, int pass, i64 item, char* scratch) {
         move((char*)at[k], (char*)c->columns[k][row], layout, k, start, n, widths[k], true);
 }
 
+#if VECTORS
+// Rows are contiguous matrices. Those of one slab take all passes in one thread, while they are in its
+// cache; larger ones are shared among threads, slab by slab. Slabs depend on the size alone.
+#define SLAB 262144
+#define SLABS 16
+#define ALONE 4
+
+struct Matrix {
+  const Call* c;
+  i64 row, size[3], slabs;  // size: as SIZES
+  double scale, *slots;
+  T* v[VECTORS];
+  double *r[SUMS + 1], sums[SLABS][SUMS + 1];
+};
+
+static i64 slabs_of(const Call* c, i64 row) {
+  const i64 most = c->sizes[row] / c->widths[row], n = c->sizes[row] / SLAB;
+  const i64 wanted = n < 1 ? 1 : n > SLABS ? SLABS : n;
+  return wanted < most ? wanted : most;
+}
+
+// Points to what a matrix needs in scratch memory; returns how many bytes that is.
+static i64 lay_out(Matrix* m, const Call* c, i64 row, char* scratch) {
+  const i64 width = c->widths[row], height = c->sizes[row] / width;
+  *m = {c, row, {c->sizes[row], height, width}, slabs_of(c, row)};
+  m->scale = c->sign * (c->scales ? c->scales[row] : c->scale);
+  m->slots = c->slots + row * SLOTS;
+  i64 used = 0;
+  for (int k = 0; k < SUMS; k++) {
+    m->r[k] = (double*)(scratch + used);
+    if (sum_kinds[k]) used += 8 * (sum_kinds[k] == 1 ? height : m->slabs * width);
+  }
+  for (int k = 0; k < VECTORS; k++) {
+    const int state = vectors[k].state;
+    m->v[k] = state < 0 ? (T*)(scratch + used) : (T*)c->columns[state][row];
+    if (state < 0) used += ((vectors[k].per_column ? width : height) * sizeof(T) + 7) / 8 * 8;
+  }
+  return used;
+}
+
+static void slab(Matrix* m, int pass, i64 number) {
+  const Call* c = m->c;
+  const i64 height = m->size[1], width = m->size[2];
+  void* at[ENTRY_COLUMNS + VECTORS + SUMS];
+  double s[SLOTS], parts[SUMS + 1], *sums = m->sums[number];
+  __builtin_memcpy(s, m->slots, sizeof(s));
+  for (int k = 0; k < VECTORS; k++) at[ENTRY_COLUMNS + k] = m->v[k];
+  for (int k = 0; k < SUMS; k++) {
+    double* columns = m->r[k] + number * width;
+    at[ENTRY_COLUMNS + VECTORS + k] = columns;
+    sums[k] = 0;
+    if (sum_passes[k] == pass && sum_kinds[k] == 2) __builtin_memset(columns, 0, 8 * width);
+  }
+  const i64 end = (number + 1) * height / m->slabs;
+  for (i64 i = number * height / m->slabs; i < end; i++) {
+    for (int k = 0; k < ENTRY_COLUMNS; k++)
+      at[k] = (char*)c->columns[k][m->row] + i * width * widths[k];
+    for (int k = 0; k < VECTORS; k++)
+      if (vectors[k].slot >= 0) s[vectors[k].slot] = (double)m->v[k][i];
+    entries_of[pass](width, at, s, (T)m->scale, (T)c->bound, parts);
+    for (int k = 0; k < SUMS; k++) {
+      if (sum_passes[k] != pass) continue;
+      if (sum_kinds[k] == 0) sums[k] += parts[k];
+      if (sum_kinds[k] == 1) m->r[k][i] = parts[k];
+    }
+  }
+}
+
+static void gather_slabs(Matrix* m, int pass) {
+  for (int k = 0; k < SUMS; k++) {
+    if (sum_passes[k] != pass) continue;
+    if (sum_kinds[k] == 0) m->slots[sum_slots[k]] = 0;
+    for (i64 number = 0; number < m->slabs; number++) {
+      if (sum_kinds[k] == 0) m->slots[sum_slots[k]] += m->sums[number][k];
+      if (sum_kinds[k] == 2 && number)
+        for (i64 j = 0; j < m->size[2]; j++) m->r[k][j] += m->r[k][number * m->size[2] + j];
+    }
+  }
+}
+
+static void matrix(Matrix* m, i64 threads) {
+  const Call* c = m->c;
+  const float step = *c->steps[m->row] + 1;
+  void* at[COLUMNS];
+  for (int k = 0; k < COLUMNS; k++) at[k] = c->columns[k][m->row];
+  for (int stage = 0; stage < STAGES; stage++) {
+    scalars_of[stage](c->hyper, step, m->size, at, m->slots, m->v, m->r);
+    if (stage == PASSES) break;
+    OMP(omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1))
+    for (i64 number = 0; number < m->slabs; number++) slab(m, stage, number);
+    gather_slabs(m, stage);
+  }
+  if (c->advance) *c->steps[m->row] = step;
+}
+
+extern "C" void run(const Call* c) {
+  Matrix about;
+  i64 least = 0, most = 0;
+  for (i64 row = 0; row < c->rows; row++) {
+    const i64 bytes = lay_out(&about, c, row, nullptr);
+    i64* largest = about.slabs > ALONE ? &most : &least;
+    if (bytes > *largest) *largest = bytes;
+  }
+  OMP(omp parallel num_threads(c->threads) if (c->threads > 1))
+  {
+    char* scratch = (char*)__builtin_malloc(least + 8);
+    Matrix m;
+    OMP(omp for schedule(dynamic, 1))
+    for (i64 row = 0; row < c->rows; row++) {
+      if (slabs_of(c, row) > ALONE) continue;
+      lay_out(&m, c, row, scratch);
+      matrix(&m, 1);
+    }
+    __builtin_free(scratch);
+  }
+  char* scratch = (char*)__builtin_malloc(most + 8);
+  for (i64 row = 0; row < c->rows; row++) {
+    if (slabs_of(c, row) <= ALONE) continue;
+    lay_out(&about, c, row, scratch);
+    matrix(&about, c->threads);
+  }
+  __builtin_free(scratch);
+}
+#else
 static void scalars(const Call* c, int stage) {
   for (i64 row = 0; row < c->rows; row++) {
     double* s = c->slots + row * SLOTS;
@@ -182,7 +311,7 @@ static void scalars(const Call* c, int stage) {
     } else {
       void* at[COLUMNS];
       for (int k = ENTRY_COLUMNS; k < COLUMNS; k++) at[k] = c->columns[k][row];
-      scalars_of[stage](c->hyper, step, at, s);
+      scalars_of[stage](c->hyper, step, c->sizes + row, at, s, nullptr, nullptr);
     }
     if (c->advance && stage == STAGES - 1) *c->steps[row] = step;
   }
@@ -214,6 +343,7 @@ extern "C" void run(const Call* c) {
   }
   if (STAGES > PASSES) scalars(c, PASSES);
 }
+#endif
 
 // Brings the objects behind Python tensors into the cache before Python visits them one by one: what
 // checking a table costs is waiting for memory. Each address is that of a live object, of whose third
@@ -227,6 +357,26 @@ extern "C" void approach(i64 n, const char* const* objects) {
       for (int line = 0; line < 4; line++) __builtin_prefetch(inner + 64 * line, 0, 3);
     }
   }
+}
+
+// Whether tensors are where and shaped as they were: `functions` are torch's aoti_torch_get_data_ptr,
+// _numel, _dim and _strides, `known` holds their answers one after another. See watch.py.
+extern "C" i64 unchanged(i64 n, void* const* handles, void* const* functions, const i64* known) {
+  typedef int (*Number)(void*, i64*);
+  typedef int (*Numbers)(void*, const i64**);
+  for (i64 i = 0; i < n; i++) {
+    if (i + 8 < n)
+      for (int line = 0; line < 3; line++)  // what a handle points to
+        __builtin_prefetch(*(const char* const*)handles[i + 8] + 64 * line, 0, 3);
+    i64 found[3];
+    for (int k = 0; k < 3; k++)
+      if (((Number)functions[k])(handles[i], found + k) || found[k] != *known++) return 0;
+    const i64* strides;
+    if (((Numbers)functions[3])(handles[i], &strides)) return 0;
+    for (i64 d = 0; d < found[2]; d++)
+      if (strides[d] != *known++) return 0;
+  }
+  return 1;
 }
 
 static double square_sum(i64 n, const STORED* x) {

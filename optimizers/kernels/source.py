@@ -6,20 +6,17 @@ over all tensors, blocks and threads.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import torch
 
-from optimizers.kernels.trace import Graph, Node, Untraceable
+from optimizers.kernels.expressions import C_TYPES, expression
+from optimizers.kernels.trace import REDUCTIONS, SIZES, Graph, Node, Untraceable
 
 RUNTIME = Path(__file__).with_name("runtime.h")
 
-C_TYPES = {torch.float32: "float", torch.float64: "double", torch.bool: "bool"}
 STORAGE = {
     torch.float32: "float",
     torch.float64: "double",
@@ -27,104 +24,14 @@ STORAGE = {
     torch.float16: "_Float16",
 }
 
-Printer = Callable[..., str]
 
-
-def scaled(sign: str) -> Printer:
-    """``a + alpha·b`` with torch's optional alpha."""
-    return lambda a, b, alpha="": f"{a} {sign} {alpha}{' * ' if alpha else ''}{b}"
-
-
-def clamp(x: str, low: str | None = None, high: str | None = None) -> str:
-    """Torch's clamp, which keeps NaN."""
-    inner = x if low is None else f"at_least({x}, {low})"
-    return inner if high is None else f"at_most({inner}, {high})"
-
-
-def power(base: str, exponent: str) -> str:
-    """``base^exponent``, by multiplication or a root where torch does that, too."""
-    simple = {"2": f"{base} * {base}", "0.5": f"root({base})", "2.0": f"{base} * {base}"}
-    bare = exponent.rpartition(")")[2]  # without its cast
-    return simple.get(bare, f"power({base}, {exponent})")
-
-
-# torch's operation -> the C++ expression of its arguments, which have the type of the result
-ARITHMETIC: Mapping[str, Printer] = MappingProxyType(
-    {
-        "add": scaled("+"),
-        "sub": scaled("-"),
-        "rsub": lambda a, b, alpha="": scaled("-")(b, a, alpha),
-        "mul": lambda a, b: f"{a} * {b}",
-        "div": lambda a, b: f"{a} / {b}",
-        "neg": lambda a: f"-{a}",
-        "reciprocal": lambda a: f"1 / {a}",
-        "sqrt": lambda a: f"root({a})",
-        "rsqrt": lambda a: f"1 / root({a})",
-        "square": lambda a: f"{a} * {a}",
-        "abs": lambda a: f"magnitude({a})",
-        "sign": lambda a: f"sign({a})",
-        "log": lambda a: f"logarithm({a})",
-        "exp": lambda a: f"exponential({a})",
-        "pow": power,
-        "maximum": lambda a, b: f"larger({a}, {b})",
-        "minimum": lambda a, b: f"smaller({a}, {b})",
-        "clamp": clamp,
-        "clamp_min": clamp,
-        "clamp_max": lambda a, high: clamp(a, None, high),
-        "addcmul": lambda a, b, c, value="1": f"{a} + {value} * {b} * {c}",
-        "addcdiv": lambda a, b, c, value="1": f"{a} + {value} * ({b} / {c})",
-        "lerp": lambda a, b, weight: f"{a} + {weight} * ({b} - {a})",
-        "_to_copy": lambda a: a,
-        "clone": lambda a: a,
-        "detach": lambda a: a,
-        "alias": lambda a: a,
-        "constant": lambda a: a,
-    }
+# What the functions for scalars get: hyperparameters, the parameter's age and `SIZES`, its row of
+# the table, its slots, its vectors, and what passes summed up per row and column.
+SCALARS = (
+    "const double* h, double t, const i64* size, void* const* at, double* s, T* const* v, "
+    "double* const* r"
 )
-COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-LOGIC = {"bitwise_and": "&&", "logical_and": "&&", "bitwise_or": "||", "logical_or": "||"}
-
-
-def literal(value: float | bool) -> str:
-    """A number as C++ writes it, exactly."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if math.isnan(value):
-        return '__builtin_nan("")'
-    if math.isinf(value):
-        return f"{'-' if value < 0 else ''}__builtin_inf()"
-    return repr(value)
-
-
-def expression(node: Node, name: Callable[[Node], str]) -> str:
-    """The C++ expression of one node; ``name`` gives those of its arguments.
-
-    Raises Untraceable for operations that have none.
-    """
-    kind = C_TYPES[node.dtype]
-
-    def cast(arg: Any, to: str) -> str:
-        if arg is None or (isinstance(arg, Node) and C_TYPES[arg.dtype] == to):
-            return name(arg) if arg is not None else None  # type: ignore[return-value]
-        return f"({to}){name(arg) if isinstance(arg, Node) else literal(arg)}"
-
-    if node.op in COMPARISONS:
-        wide = {arg.dtype for arg in node.inputs}
-        both = "double" if torch.float64 in wide else "float"
-        first, second = (cast(arg, both) for arg in node.args)
-        return f"{first} {COMPARISONS[node.op]} {second}"
-    if node.op in LOGIC and kind == "bool":
-        return f" {LOGIC[node.op]} ".join(cast(arg, "bool") for arg in node.args)
-    if node.op in ("logical_not", "bitwise_not") and kind == "bool":
-        return f"!{cast(node.args[0], 'bool')}"
-    if node.op == "where":
-        condition, yes, no = node.args
-        return f"{cast(condition, 'bool')} ? {cast(yes, kind)} : {cast(no, kind)}"
-    if node.op == "pow" and not isinstance(node.args[1], Node):
-        return power(cast(node.args[0], kind), repr(node.args[1]))
-    if node.op not in ARITHMETIC:
-        raise Untraceable(f"{node.op} has no C++ form")
-    return ARITHMETIC[node.op](*(cast(arg, kind) for arg in node.args))
+LENGTHS = {"row": "size[1]", "column": "size[2]"}
 
 
 @dataclass(frozen=True)
@@ -152,11 +59,12 @@ class Writer:
         self.names = {node: f"v{index}" for index, node in enumerate(self.nodes)}
         # scalars that entries read, or that come from entries, go through memory
         entries = [node for node in self.nodes if node.entry]
-        read = [arg for node in entries for arg in node.inputs if not arg.entry]
-        read += [node for node in self.nodes if node.reduction]
+        self.reductions = [node for node in self.nodes if node.reduction]
+        self.vectors = [node for node in self.nodes if node.vector]
+        read = [arg for node in entries for arg in node.inputs if arg.kind in ("scalar", "row")]
+        read += [node for node in self.reductions if not node.vector]
         read += [node for name, node in graph.outputs.items() if name.startswith("sum.")]
         self.slots = {node: slot for slot, node in enumerate(dict.fromkeys(read))}
-        self.reductions = [node for node in self.nodes if node.reduction]
 
     @property
     def entry_columns(self) -> list[str]:
@@ -191,11 +99,13 @@ class Writer:
 
     def scalars(self, number: int) -> Iterable[str]:
         """The function that computes a parameter's scalars before a pass."""
-        inputs = "const double* h, double t, void* const* at, double* s"
-        yield f"static void scalars{number}({inputs}) {{"
+        yield f"static void scalars{number}({SCALARS}) {{"
         hypers = self.graph.hypers
         for node in self.nodes:
             if node.entry or node.level > number:
+                continue
+            if node.vector:
+                yield from self.vector(node, number)
                 continue
             kind, name = C_TYPES[node.dtype], self.names[node]
             if node.op == "input":
@@ -209,18 +119,54 @@ class Writer:
             elif node.reduction:
                 total = f"s[{self.slots[node]}]"
                 value = f"root({total})" if node.op == "linalg_vector_norm" else total
+            elif node.op == "size":
+                value = f"size[{SIZES.index(node.args[0])}]"
+            elif node.op in REDUCTIONS:
+                yield from self.fold(node)
+                continue
             else:
                 value = expression(node, self.names.__getitem__)
             yield f"  const {kind} {name} = ({kind})({value});"
         for node, slot in self.slots.items():
-            if not node.reduction and node.level <= number:
+            if not (node.reduction or node.vector) and node.level <= number:
                 yield f"  s[{slot}] = (double){self.names[node]};"
         if number == self.graph.stages - 1:
             for column, node in self.graph.outputs.items():
                 if column in self.columns and column not in self.entry_columns:
                     kind, index = self.storage(column), self.columns.index(column)
+                    if node.vector:
+                        to, value = f"(({kind}*)at[{index}])[i]", f"{self.names[node]}[i]"
+                        yield f"  for (i64 i = 0; i < {LENGTHS[node.kind]}; i++) {to} = {value};"
+                        continue
                     yield f"  *({kind}*)at[{index}] = ({kind}){self.names[node]};"
         yield "}"
+
+    def vector(self, node: Node, number: int) -> Iterable[str]:
+        """One value per row or column, computed when it can be and kept for later passes."""
+        name = self.names[node]
+        yield f"  T* {name} = v[{self.vectors.index(node)}];"
+        if node.level < number or node.op == "input":
+            return
+        if node.reduction:
+            value = f"r[{self.reductions.index(node)}][i]"
+            value = f"root({value})" if node.op == "linalg_vector_norm" else value
+        else:
+            names = {a: f"{self.names[a]}[i]" if a.vector else self.names[a] for a in node.inputs}
+            value = expression(node, names.__getitem__)
+        yield f"  for (i64 i = 0; i < {LENGTHS[node.kind]}; i++) {name}[i] = (T)({value});"
+
+    def fold(self, node: Node) -> Iterable[str]:
+        """A scalar made of a vector."""
+        name, (vector,) = self.names[node], node.inputs
+        value = f"(double){self.names[vector]}[i]"
+        norm = node.op == "linalg_vector_norm"
+        yield f"  double sum_{name} = 0;"
+        yield (
+            f"  for (i64 i = 0; i < {LENGTHS[vector.kind]}; i++) "
+            f"sum_{name} += {f'{value} * {value}' if norm else value};"
+        )
+        total = f"root(sum_{name})" if norm else f"sum_{name}"
+        yield f"  const {C_TYPES[node.dtype]} {name} = ({C_TYPES[node.dtype]}){total};"
 
     def entries(self, number: int) -> Iterable[str]:
         """The function that goes over a block of entries in one pass."""
@@ -237,12 +183,24 @@ class Writer:
                 kind = self.storage(column)
                 const = "" if column in written or column == "compensation" else "const "
                 yield f"  {const}{kind}* __restrict c{index} = ({const}{kind}*)at[{index}];"
-        scalars = dict.fromkeys(a for node in needed for a in node.inputs if not a.entry)
-        for node in scalars:
+        others = dict.fromkeys(a for node in needed for a in node.inputs if not a.entry)
+        base = len(self.entry_columns)
+        for node in others:
+            if node.kind == "column":
+                place = f"at[{base + self.vectors.index(node)}]"
+                yield f"  const T* __restrict x{self.names[node]} = (const T*){place};"
+        for node in sums:
+            if node.kind == "column":
+                place = f"at[{base + len(self.vectors) + self.reductions.index(node)}]"
+                yield f"  double* __restrict sum_{self.names[node]} = (double*){place};"
+        for node in others:
+            if node.kind == "column":
+                continue
             # a norm is a sum of squares in its slot
             kind = "bool" if node.dtype == torch.bool else "T"
             value = f"s[{self.slots[node]}]"
-            value = f"root({value})" if node.op == "linalg_vector_norm" else value
+            if node.op == "linalg_vector_norm" and node.reduction and not node.vector:
+                value = f"root({value})"
             yield f"  const {kind} {self.names[node]} = ({kind})({value});"
         clause = ""
         if sums:
@@ -256,6 +214,9 @@ class Writer:
                 yield f"  ahead(c{index} + strip);"
         yield f"  OMP(omp simd{clause})"
         yield "  for (i64 i = strip; i < end; i++) {"
+        for node in others:
+            if node.kind == "column":
+                yield f"    const T {self.names[node]} = x{self.names[node]}[i];"
         for node in needed:
             kind = C_TYPES[node.dtype]
             value = self.load(node.args[0]) if node.op == "input" else self.entry(node)
@@ -263,7 +224,8 @@ class Writer:
         for index, node in enumerate(sums):
             value = f"(double){self.names[node.inputs[0]]}"
             square = f"{value} * {value}" if node.op == "linalg_vector_norm" else value
-            yield f"    r{index} += {square};"
+            total = f"sum_{self.names[node]}[i]" if node.kind == "column" else f"r{index}"
+            yield f"    {total} += {square};"
         for column, node in written.items():
             if column != "param":
                 yield f"    {self.at(column)} = {self.names[node]};"
@@ -296,37 +258,48 @@ class Writer:
             return self.names[arg]
 
         narrowed = [
-            Node(a.op, a.args, self.graph.dtype, False, a.level)
+            Node(a.op, a.args, self.graph.dtype, a.kind, a.level)
             if isinstance(a, Node) and not a.entry and a.dtype != torch.bool
             else a
             for a in node.args
         ]
         renamed = dict(zip(map(id, narrowed), node.args, strict=True))
-        copy = Node(node.op, tuple(narrowed), node.dtype, True, node.level)
+        copy = Node(node.op, tuple(narrowed), node.dtype, node.kind, node.level)
         return expression(copy, lambda arg: name(renamed.get(id(arg), arg)))
 
     def text(self) -> str:
         """The whole file."""
         if any(
-            node.entry and node.dtype not in (self.graph.dtype, torch.bool) for node in self.nodes
+            node.kind != "scalar"
+            and node.dtype not in (self.graph.dtype, *([torch.bool] if node.entry else []))
+            for node in self.nodes
         ):
             raise Untraceable("entries in another precision than the parameter's")
         last = self.written()
         entry = self.entry_columns
         widths = ", ".join(f"sizeof({self.storage(column)})" for column in entry)
         changes = ", ".join(f"{column in last or column == 'compensation':d}" for column in entry)
-        slots = ", ".join(str(self.slots[node]) for node in self.reductions) or "0"
+        slots = ", ".join(str(self.slots.get(node, -1)) for node in self.reductions) or "0"
+        kinds = ("scalar", "row", "column")
+        shapes = ", ".join(str(kinds.index(node.kind)) for node in self.reductions) or "0"
+        inputs = {name: node for node in self.vectors if node.op == "input" for name in node.args}
+        rows = [
+            f"{{{self.slots.get(node, -1)}, {int(node.kind == 'column')}, "
+            f"{self.columns.index(node.args[0]) if node.args[0] in inputs else -1}}}"
+            for node in self.vectors
+        ]
         passes, stages = range(self.graph.passes), range(self.graph.stages)
         calls = [
             f"static void (*const {kind}_of[])({kinds}) = "
             f"{{{', '.join(f'{kind}{number}' for number in numbers)}}};"
             for kind, kinds, numbers in (
-                ("scalars", "const double*, double, void* const*, double*", stages),
+                ("scalars", SCALARS, stages),
                 ("entries", "i64, void* const*, const double*, T, T, double*", passes),
             )
         ]
         levels = ", ".join(str(node.level - 1) for node in self.reductions) or "0"
         repeat = all(self.graph.inputs[c].entry for c in self.columns if c != "compensation")
+        repeat = repeat and not any(node.op == "size" for node in self.nodes)
         head = [
             f"typedef {C_TYPES[self.graph.dtype]} T;",
             f"#define STORED {STORAGE[self.form.storage]}",
@@ -336,6 +309,7 @@ class Writer:
             f"#define ENTRY_COLUMNS {len(entry)}",
             f"#define SLOTS {max(len(self.slots), 1)}",
             f"#define SUMS {len(self.reductions)}",
+            f"#define VECTORS {len(self.vectors)}",
             f"#define ALIKE {repeat and not self.reductions:d}",
         ]
         body = [line for n in stages for line in self.scalars(n)]
@@ -345,6 +319,8 @@ class Writer:
             f"static const bool changes[] = {{{changes}}};",
             f"static const int sum_slots[] = {{{slots}}};",
             f"static const int sum_passes[] = {{{levels}}};",
+            f"static const int sum_kinds[] = {{{shapes}}};",
+            f"static const Vector vectors[] = {{{', '.join(rows) or '{}'}}};",
             *calls,
         ]
         runtime = RUNTIME.read_text()

@@ -22,6 +22,7 @@ from optimizers.core import State, Values
 from optimizers.engines import flat
 from optimizers.kernels.kernel import Call, Kernel, address, blocks, threads_for
 from optimizers.kernels.source import STORAGE
+from optimizers.kernels.watch import Watch
 from optimizers.precision import COMPENSATION_DTYPE, as_real, compute_dtype
 
 POINTER: Callable[[Tensor], int] = Tensor.data_ptr
@@ -29,7 +30,6 @@ CONTIGUOUS: Callable[[Tensor], bool] = Tensor.is_contiguous
 NEGATED: Callable[[Tensor], bool] = Tensor.is_neg
 CONJUGATED: Callable[[Tensor], bool] = Tensor.is_conj
 VALUES: Callable[[State], Iterable[Tensor]] = dict.values
-ENTRIES: Callable[[Tensor], int] = Tensor.numel
 DTYPE = attrgetter("dtype")
 GRAD = attrgetter("grad")
 PLAIN = {Tensor, torch.nn.Parameter}
@@ -67,9 +67,20 @@ def holds(param: Tensor, state: Mapping[str, Any]) -> bool:
         elif value.shape == param.shape:
             if value.dtype != wide and not (value.dtype == torch.float64 and not value.dim()):
                 return False
+        elif factor(value, param):
+            if value.dtype != wide or not value.is_contiguous():
+                return False
         elif value.dim() or value.dtype not in (torch.float32, torch.float64):
             return False
     return True
+
+
+def factor(value: Tensor, param: Tensor) -> bool:
+    """Whether a tensor has one value per row, or per column, of a matrix."""
+    if param.dim() != 2:
+        return False
+    rows, columns = param.shape
+    return value.shape in ((rows, 1), (1, columns))
 
 
 def order(layout: Tensor) -> list[int]:
@@ -115,9 +126,13 @@ class Table:
         self.kernel, self.share, self.dtype = signature.kernel, signature.share, signature.dtype
         self.library = self.kernel.library()
         self.params = params
+        self.objects = array("q", map(id, params))
         self.pairs = 2 if self.dtype.is_complex else 1
         self.sizes = array("q", [param.numel() * self.pairs for param in params])
         self.entries = sum(self.sizes)
+        self.widths = None
+        if self.kernel.factored:
+            self.widths = array("q", [param.shape[1] for param in params])
         self.item_rows, self.item_starts = blocks(self.sizes)
         self.contiguous = [*map(CONTIGUOUS, grads)]
         self.odd = odd_strides(grads)
@@ -147,8 +162,7 @@ class Table:
 
     def same(self) -> bool:
         """Whether all that rows point to is of the kind it was; takes over where gradients lie."""
-        if self.states is not None:
-            self.library.approach(len(self.objects), address(self.objects))
+        self.library.approach(len(self.params), address(self.objects))
         grads = [*map(GRAD, self.params)]
         objects = array("q", map(id, grads))
         self.library.approach(len(grads), address(objects))
@@ -184,11 +198,7 @@ class Table:
         return (
             len(found) == len(self.state_tensors)
             and all(map(is_, found, self.state_tensors))
-            and [*map(POINTER, found)] == self.state_pointers
-            and [*map(POINTER, self.params)] == self.pointers["param"]
-            and [*map(CONTIGUOUS, self.params)] == self.contiguous_params
-            and [*map(ENTRIES, self.params)] == self.entries_of_params
-            and all(self.params[i].stride() == strides for i, strides in self.odd_params)
+            and self.watch.same()
         )
 
     # Columns --------------------------------------------------------------------------------------
@@ -198,15 +208,10 @@ class Table:
         self.states = states
         own = [key for key in self.kernel.columns if key not in ("param", "grad")]
         self.state_tensors = [*chain.from_iterable(map(VALUES, states))]
-        self.state_pointers = [*map(POINTER, self.state_tensors)]
-        self.objects = array("q", map(id, [*self.params, *self.state_tensors]))
+        self.watch = Watch([*self.params, *self.state_tensors], self.library)
         self.tensors = {key: [state[key] for state in states] for key in (*own, "step")}
-        self.contiguous_params = [*map(CONTIGUOUS, self.params)]
-        self.entries_of_params = [*map(ENTRIES, self.params)]
-        self.odd_params = odd_strides(self.params)
         columns = {"param": self.params, **self.tensors}
-        self.pointers = {key: [*map(POINTER, column)] for key, column in columns.items()}
-        self.columns = {key: array("q", found) for key, found in self.pointers.items()}
+        self.columns = {key: array("q", map(POINTER, column)) for key, column in columns.items()}
         self.columns["grad"] = self.grads
         columns["grad"] = [*map(GRAD, self.params)]
         self.layouts = [
@@ -235,6 +240,7 @@ class Table:
             rows=len(self.params),
             items=len(self.item_rows),
             sizes=address(self.sizes),
+            widths=address(self.widths),
             item_rows=address(self.item_rows),
             item_starts=address(self.item_starts),
             columns=address(table),

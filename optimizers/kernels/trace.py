@@ -3,15 +3,17 @@
 The rule sees 1-D tensors where a real step has parameters and state, and 0-D float64 tensors where
 it has numbers. Every torch operation it calls is written down: operations on 0-D tensors are
 *scalars*, computed once per parameter, those on 1-D tensors are *entries*, computed once per entry,
-and a norm or sum leads from entries to a scalar. Whatever does not fit (matrices, a branch on a
-number) raises `Untraceable`, and the rule runs eagerly.
+and a norm or sum leads from entries to a scalar. A matrix may also have values that are one per row
+or one per column (factors), kept with the dimension of size one. Whatever does not fit (products of
+matrices, a branch on a number) raises `Untraceable`, and the rule runs eagerly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,10 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from optimizers.core import DecayMode, Rule, State, Values, add_scaled, advance
 
-# What a rule is traced with. The values do not matter, and neither may the sizes: a number of
-# entries that a rule reads off would become a constant, so a second trace has to be the same.
-SHAPES = {False: ((2,), (3,)), True: ((3, 2), (5, 4))}
+# What a rule is traced with. The values do not matter, and neither may the sizes: what a rule makes
+# of a size that it reads off would become a constant, so a second trace has to be the same. The
+# sizes themselves are recognised, and therefore no numbers that a rule would say.
+SHAPES = {False: ((37,), (41,)), True: ((43, 37), (47, 41))}
+SIZES = ("entries", "rows", "columns")
+Kind = Literal["scalar", "row", "column", "entry"]
 REDUCTIONS = ("sum", "linalg_vector_norm")
+ALIASES = ("view", "_unsafe_view", "alias")
 DTYPES = (torch.float32, torch.float64, torch.bool)
 CONSTANTS = ("zeros_like", "ones_like", "full_like", "scalar_tensor")
 
@@ -33,20 +39,30 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One value. ``op`` is torch's name without overload, or "input"; ``level`` how many reductions
-    have to be complete before it can be computed.
+    """One value, or one per entry, row or column. ``op`` is torch's name without overload, "input"
+    or "size"; ``level`` how many reductions of entries have to be complete before it.
     """
 
     op: str
     args: tuple[Any, ...]  # nodes, numbers, None
     dtype: torch.dtype
-    entry: bool
+    kind: Kind
     level: int
 
     @property
+    def entry(self) -> bool:
+        """Whether there is a value per entry."""
+        return self.kind == "entry"
+
+    @property
+    def vector(self) -> bool:
+        """Whether there is a value per row or per column."""
+        return self.kind in ("row", "column")
+
+    @property
     def reduction(self) -> bool:
-        """Whether this is a scalar made of entries."""
-        return self.op in REDUCTIONS
+        """Whether this is made of entries that only a pass over them all can see."""
+        return self.op in REDUCTIONS and bool(self.args[0].entry)
 
     @property
     def inputs(self) -> list[Node]:
@@ -91,7 +107,7 @@ class Graph:
         for node in self.walk():
             args = [names[arg] if isinstance(arg, Node) else repr(arg) for arg in node.args]
             names[node] = f"v{len(names)}"
-            lines.append(f"{names[node]}: {node.dtype} {node.entry} = {node.op}({args})")
+            lines.append(f"{names[node]}: {node.dtype} {node.kind} = {node.op}({args})")
         return "\n".join([*lines, *(f"{key}: {names[v]}" for key, v in self.outputs.items())])
 
     @property
@@ -113,7 +129,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.shape = shape
+        self.kinds: dict[tuple[int, ...], Kind] = {(): "scalar", shape: "entry"}
+        if len(shape) == 2:
+            rows, columns = shape
+            self.kinds |= {(rows, 1): "row", (1, columns): "column", (1, 1): "scalar"}
+        names = SIZES if len(shape) == 2 else SIZES[:1]
+        self.sizes = {
+            size: Node("size", (name,), torch.float64, "scalar", 0)
+            for size, name in zip((prod(shape), *shape), names, strict=False)
+        }
+        self.flat = (prod(shape),)
         self.nodes: dict[int, Node] = {}
         self.alive: list[Tensor] = []  # an id names a tensor only while it lives
 
@@ -123,14 +148,27 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def add(self, tensor: Tensor, op: str, args: tuple[Any, ...] = ()) -> Node:
         """Make a node for a tensor's value."""
-        if tensor.shape not in ((), self.shape) or tensor.dtype not in DTYPES:
+        kind = self.kinds.get(tuple(tensor.shape))
+        if kind is None or tensor.dtype not in DTYPES:
             raise Untraceable(f"{op} gives {tensor.dtype} of shape {tuple(tensor.shape)}")
         inputs = [arg for arg in args if isinstance(arg, Node)]
-        level = max((node.level for node in inputs), default=0) + (op in REDUCTIONS)
-        node = Node(op, args, tensor.dtype, tensor.dim() > 0, level)
+        level = max((node.level for node in inputs), default=0)
+        level += op in REDUCTIONS and inputs[0].entry
+        return self.keep(tensor, Node(op, args, tensor.dtype, kind, level))
+
+    def keep(self, tensor: Tensor, node: Node) -> Node:
+        """Remember what a tensor's value is."""
         self.nodes[id(tensor)] = node
         self.alive.append(tensor)
         return node
+
+    def argument(self, arg: Any) -> Any:
+        """What a node keeps of an argument."""
+        if isinstance(arg, Tensor):
+            return self.of(arg)
+        if isinstance(arg, int | float) and not isinstance(arg, bool) and arg in self.sizes:
+            return self.sizes[int(arg)]
+        return arg
 
     def of(self, tensor: Tensor) -> Node:
         """The node of a tensor that was seen before."""
@@ -151,9 +189,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             fill = {"zeros_like": 0.0, "ones_like": 1.0}.get(op)
             self.add(result, "constant", (args[-1] if fill is None else fill,))
             return result
-        if op in REDUCTIONS and (len(args) > 1 and tuple(args[1:]) != (2,)):
-            raise Untraceable(f"{op} with {args[1:]}")
-        seen = [self.of(arg) if isinstance(arg, Tensor) else arg for arg in args]
+        if op in REDUCTIONS:
+            self.reduce(result, op, *args, **kwargs)
+            return result
+        if op == "dot":
+            product = replace(self.of(args[0]), op="mul", args=(self.of(args[0]), self.of(args[1])))
+            self.keep(result, Node("sum", (product,), result.dtype, "scalar", product.level + 1))
+            return result
+        if op in ALIASES and tuple(result.shape) in (self.flat, args[0].shape):
+            self.keep(result, self.of(args[0]))
+            return result
+        seen = [self.argument(arg) for arg in args]
+        if op.endswith("_") and result is args[0]:
+            op = op[:-1]
+            if seen[0].op == "input":
+                raise Untraceable(f"{op} writes into what the rule was given")
         if op == "_to_copy":
             kwargs = {}  # the result's dtype says it
         extra = [kwargs[key] for key in ("alpha", "value", "min", "max") if key in kwargs]
@@ -166,6 +216,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.add(result, op, (*seen, *extra))
         return result
 
+    def reduce(self, result: Tensor, op: str, values: Tensor, *how: Any, **kwargs: Any) -> None:
+        """Record a norm or sum over everything, or over one dimension of a matrix, which stays."""
+        over, node = [arg for arg in how if arg != 2], self.of(values)
+        whole = not over and result.dim() == 0
+        along = len(over) == 2 and len(over[0]) == 1 and over[1] is True and values.dim() == 2
+        if kwargs or not (whole or along):
+            raise Untraceable(f"{op} with {how} {kwargs}")
+        if node.vector and self.kinds.get(tuple(result.shape)) == node.kind:
+            self.keep(result, node)  # over the dimension that has one value
+        else:
+            self.add(result, op, (node,))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -174,19 +236,23 @@ class Layout:
     """
 
     dtype: torch.dtype
-    state: tuple[tuple[str, torch.dtype | None], ...]  # None: one value per entry
+    state: tuple[tuple[str, Kind, torch.dtype], ...]
     matrix: bool = False
 
     @classmethod
     def of(cls, rule: Rule, values: Values, dtype: torch.dtype, state: State, dims: int) -> Layout:
         """The layout of one real parameter with ``dims`` dimensions and of its state."""
         matrix = rule.scope == "tensor" and dims > 1
-        fresh = rule.state(torch.empty(SHAPES[matrix][0], dtype=dtype, device="meta"), values)
-        scalars = (
-            (key, value.dtype if key in fresh and not fresh[key].dim() else None)
-            for key, value in state.items()
-        )
-        return cls(dtype, tuple(scalars), matrix)
+        shape = SHAPES[matrix][0]
+        fresh = rule.state(torch.empty(shape, dtype=dtype, device="meta"), values)
+        kinds = Recorder(shape).kinds
+        found: list[tuple[str, Kind, torch.dtype]] = []
+        for key, value in state.items():
+            kind = kinds.get(tuple(fresh[key].shape)) if key in fresh else "entry"
+            if kind is None:
+                raise Untraceable(f"{key} is neither factor nor entries")
+            found.append((key, kind, value.dtype if kind == "scalar" else dtype))
+        return cls(dtype, tuple(found), matrix)
 
 
 Body: TypeAlias = Callable[[Tensor, Tensor, State, Values, Tensor], Mapping[str, Tensor]]
@@ -214,16 +280,17 @@ def run_shape(
     recorder = Recorder(shape)
     inputs: dict[str, Tensor] = {}
 
-    def entry(name: str) -> Tensor:
-        return inputs.setdefault(name, torch.full(shape, 0.5, dtype=layout.dtype))
+    shapes: dict[Kind, tuple[int, ...]] = {kind: own for own, kind in recorder.kinds.items()}
+    shapes["scalar"] = ()
+
+    def entry(name: str, kind: Kind = "entry", dtype: torch.dtype = layout.dtype) -> Tensor:
+        return inputs.setdefault(name, torch.full(shapes[kind], 0.5, dtype=dtype))
 
     def number(name: str, dtype: torch.dtype = torch.float64) -> Tensor:
         return inputs.setdefault(name, torch.tensor(0.5, dtype=dtype))
 
     grad, param, t = entry("grad"), entry("param"), number("t")
-    state = {
-        key: entry(key) if dtype is None else number(key, dtype) for key, dtype in layout.state
-    }
+    state = {key: entry(key, kind, dtype) for key, kind, dtype in layout.state}
     hyper = Values(**{**vars(values), **{name: number(f"hyper.{name}") for name in numbers}})
     for name, tensor in inputs.items():
         recorder.add(tensor, "input", (name,))

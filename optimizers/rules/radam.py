@@ -28,8 +28,10 @@ def update(
     # both sides of a choice are computed: 5 keeps the unused root real
     rho, rho_limit = where(reliable, rho, 5.0), where(reliable, rho_limit, 5.0)
     variance_ratio = (rho - 4) * (rho - 2) * rho_limit / ((rho_limit - 4) * (rho_limit - 2) * rho)
-    scale = (variance_ratio * correction2) ** 0.5 / (exp_avg_sq.sqrt() + hyper.eps)
-    direction = exp_avg / bias_correction(hyper.beta1, t) * where(reliable, scale, 1.0)
+    rectified = (variance_ratio * correction2) ** 0.5
+    root = where(reliable, exp_avg_sq.sqrt() + hyper.eps, 1.0)
+    scale = where(reliable, rectified, 1.0) / bias_correction(hyper.beta1, t)
+    direction = exp_avg / root * scale
     return direction, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 

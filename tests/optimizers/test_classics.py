@@ -74,17 +74,18 @@ def test_adafactors_memory_below_two_dimensions():
     assert optimizers.get_rule("adafactor").memory((1024,)) == 1
 
 
-def test_adafactor_takes_the_precision_of_each_parameter():
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_adafactor_takes_the_precision_of_each_parameter(engine):
     """torch's loop takes the first parameter's precision for all that follow."""
     start, grads = problem((5, 3), 5, torch.float32)
     grads = [1e-4 * grad for grad in grads]
     half = nn.Parameter(start.bfloat16())
     after, alone, theirs = (nn.Parameter(start.clone()) for _ in range(3))
-    opt = optimizers.Adafactor([half, after])
+    opt = optimizers.Adafactor([half, after], engine=engine)
     for grad in grads:
         half.grad = grad.bfloat16()
         drive(opt, after, [grad])
-    drive(optimizers.Adafactor([alone]), alone, grads)
+    drive(optimizers.Adafactor([alone], engine=engine), alone, grads)
     drive(torch.optim.Adafactor([theirs]), theirs, grads)
     assert torch.equal(after, alone)
     torch.testing.assert_close(after, theirs, rtol=1e-5, atol=0)

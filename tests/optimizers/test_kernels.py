@@ -17,9 +17,9 @@ from tests.optimizers.test_engines import by_kernel
 LION = get_rule("lion")
 
 
-def other(rule, suffix, update):
+def other(rule, suffix, update, **changes):
     """A rule of its own, which no cache knows yet; the constant makes its text differ."""
-    return make_class(replace(rule, name=f"{rule.name}_{suffix}", update=update))
+    return make_class(replace(rule, name=f"{rule.name}_{suffix}", update=update, **changes))
 
 
 def step(kind, engine="compiled", **settings):
@@ -55,8 +55,8 @@ def branching(grad, param, state, hyper, t):
 
 
 def sized(grad, param, state, hyper, t):
-    """Looks at the size of the parameter."""
-    return grad / grad.numel(), state
+    """Makes something of the size of the parameter."""
+    return grad / grad.numel() ** 2, state
 
 
 def sorting(grad, param, state, hyper, t):
@@ -102,6 +102,49 @@ def test_gradients_that_are_not_numbers(skip_nonfinite):
         assert opt.skipped_steps == skip_nonfinite
         ends.append(param.detach())
     torch.testing.assert_close(*ends, equal_nan=True)
+
+
+def centered(grad, param, state, hyper, t):
+    """Means per row, per column and of everything, and the largest of norms."""
+    rows = grad.sum(dim=-1, keepdim=True) / grad.shape[-1]
+    columns = grad.sum(dim=-2, keepdim=True) / grad.shape[-2]
+    far = torch.linalg.vector_norm(grad - rows, dim=-2, keepdim=True) * rows.sum(-2, keepdim=True)
+    return (grad - rows - columns) / (1 + far + far.norm() / grad.numel()), state
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 4), (300, 1), (1, 300), (70, 40)])
+def test_rows_columns_and_sizes(shape):
+    kind, ends = other(get_rule("sgd"), "centered", centered, scope="tensor"), []
+    for engine in ("eager", "compiled"):
+        param = nn.Parameter(torch.ones(shape, dtype=torch.float64))
+        opt = kind([param], engine=engine, clip_norm=1.0)
+        source = torch.Generator().manual_seed(1)
+        grads = [torch.randn(shape, dtype=torch.float64, generator=source) + 3 for _ in range(3)]
+        drive(opt, param, grads)
+        ends.append(param.detach())
+    assert by_kernel(opt) == 1
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
+
+
+def test_large_matrices_depend_on_no_number_of_threads():
+    """More than a few slabs are shared among threads, fewer are one thread's."""
+    shapes, ends = ((1201, 1100), (600, 500), (3, 100_000), (200_000, 3), (40, 30)), []
+    before = torch.get_num_threads()
+    for engine, threads in (("eager", 2), ("compiled", 1), ("compiled", 2)):
+        torch.set_num_threads(threads)
+        source = torch.Generator().manual_seed(2)
+        params = [nn.Parameter(torch.randn(shape, generator=source)) for shape in shapes]
+        opt = optimizers.Adafactor(params, engine=engine, clip_norm=1.0, weight_decay=0.1)
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=source)
+            opt.step()
+        ends.append([param.detach() for param in params])
+    torch.set_num_threads(before)
+    assert by_kernel(opt) == len(shapes)
+    for eager, one, two in zip(*ends, strict=True):
+        assert torch.equal(one, two)
+        torch.testing.assert_close(one, eager, rtol=1e-5, atol=1e-6)
 
 
 # When they are compiled ---------------------------------------------------------------------------

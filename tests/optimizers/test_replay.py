@@ -1,0 +1,86 @@
+"""Pieces that repeat what was recorded of another come out as if computed by themselves."""
+
+import pytest
+import torch
+
+import optimizers
+from optimizers import engines, replay
+
+ELEMENTWISE = [n for n in optimizers.names() if optimizers.get_rule(n).scope == "element"]
+# A number in the state, or a state that is the gradient itself.
+ORDINARY = ("nadam", "nadamw", "schedulefree_sgd", "schedulefree_adamw", "adan")
+
+
+def run(rule, dtype=torch.float64, **arguments):
+    """Pieces of one size, a shorter one, a longer one, and a parameter that comes late."""
+    source = torch.Generator().manual_seed(3)
+    shapes = ((37, 11), (500,), (30,), (90,))
+    params = [
+        torch.randn(shape, generator=source, dtype=dtype).requires_grad_() for shape in shapes
+    ]
+    opt = optimizers.create(rule, params, engine="eager", **arguments)
+    for step in range(8):
+        for number, param in enumerate(params):
+            grad = torch.randn(param.shape, generator=source, dtype=dtype)
+            param.grad = grad if step > 3 or number < 3 else None
+        opt.step()
+    return [param.detach() for param in params] + [
+        value for param in params for value in opt.state[param].values()
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"clip_norm": 1.0, "weight_decay": 0.1},
+        {"clip_value": 0.5, "maximize": True},
+        {"clip_per_layer": 0.5, "weight_decay": 0.1, "weight_decay_mode": "l2"},
+        {"dtype": torch.float32},
+        {"dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
+def test_repeated_pieces_are_bit_identical(monkeypatch, rule, arguments):
+    alone = run(rule, **arguments)
+    monkeypatch.setattr(engines, "LEAST", 8)
+    monkeypatch.setattr(engines, "CHUNK", 100)
+    repeats, real = [], replay.Replay.run
+    monkeypatch.setattr(
+        replay.Replay, "run", lambda self, inputs: (repeats.append(inputs), real(self, inputs))
+    )
+    together = run(rule, **arguments)
+    assert bool(repeats) == (rule not in ORDINARY and arguments.get("dtype") != torch.bfloat16)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+
+
+def recorded(body, count=2):
+    """What `record` makes of ``body(*inputs)``."""
+    inputs = [torch.arange(5.0) + number for number in range(count)]
+    return replay.record(inputs, lambda: body(*inputs), 5)
+
+
+def test_what_can_be_repeated():
+    again = recorded(lambda a, b: [a * 2 + b, torch.lerp(a, b, 0.5)])
+    assert again is None  # the second still needs what the first replaces
+    again = recorded(lambda a, b: [torch.lerp(a, b, 0.5), None])
+    a, b = torch.zeros(3), torch.ones(3)
+    again.run([a, b])
+    assert torch.equal(a, torch.full((3,), 0.5))
+    assert torch.equal(b, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda a, b: [b, a],  # exchanged
+        lambda a, b: [a.sort().values, None],
+        lambda a, b: [a * a.sum(), None],
+        lambda a, b: [a.add_(b), None],
+        lambda a, b: [a + torch.ones(5), None],  # a tensor that it does not know
+        lambda a, b: [a[:5] + b, None],
+    ],
+)
+def test_what_cannot_be_repeated(body):
+    assert recorded(body) is None
