@@ -66,8 +66,9 @@ def propose(
     index: int,
     startup: int,
     seed: int,
+    length: float = 1.0,
 ) -> Point:
-    """The point of an arm's trial `index`.
+    """The point of an arm's trial `index`, a run of `length` of a full trial.
 
     The first `startup` points are a scrambled Sobol sequence. Later ones maximise the expected
     improvement under a Gaussian process with seed noise (`tuner.surrogate`), which keeps away from
@@ -86,7 +87,7 @@ def propose(
     if len(inside) > MOST:
         return fixed | _tpe(free, inside, pending, direction, seed * 100_003 + index)
     rng = np.random.default_rng([seed, index])
-    return fixed | _improve(free, inside, pending, direction, rng)
+    return fixed | _improve(free, inside, pending, direction, length, rng)
 
 
 def estimates(
@@ -234,6 +235,7 @@ def _improve(
     seen: Sequence[Observation],
     pending: Sequence[Point],
     direction: Direction,
+    length: float,
     rng: np.random.Generator,
 ) -> Point:
     """The candidate from which the surrogate expects the largest improvement.
@@ -267,7 +269,7 @@ def _improve(
         for place in np.clip(np.concatenate([everywhere, moved]), 0.0, 1.0 - 1e-9)
     ]
     tried = _places(space, candidates)
-    gains = model.expected_improvement(tried, float(means.min())) * works(tried)
+    gains = model.expected_improvement(tried, float(means.min()), 1 - length) * works(tried)
     # An axis that does not matter must not end on its bounds, where the model knows least.
     central = -np.abs(tried - 0.5).max(axis=1)
     central[gains < _AS_GOOD * gains.max()] = -np.inf

@@ -136,9 +136,10 @@ def test_without_a_suggestion_the_box_is_the_rules() -> None:
 
 def test_sgd_moves_linearly_and_adamw_by_the_root() -> None:
     spec = study_spec(arms=[ADAMW, SGD])
-    point = {"lr": 0.01, "batch_size": 32, "weight_decay": 0.0}
+    point = {"lr": 0.01, "batch_size": 8, "weight_decay": 0.0}
+    assert [spec.box(arm).reference for arm in spec.arms] == [32, 32]
     adamw, sgd = (used_params(spec, arm, point)["lr"] for arm in spec.arms)
-    assert (adamw, sgd) == (pytest.approx(0.01 * 2**0.5), pytest.approx(0.02))
+    assert (adamw, sgd) == (pytest.approx(0.01 / 2), pytest.approx(0.01 / 4))
 
 
 def test_numbers_of_optimizer_and_schedule_can_be_searched() -> None:
