@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from tuner.records import StopRule, Trial
-from tuner.search import Observation, estimates, propose
+from tuner.search import Observation, promising, propose
 from tuner.space import (
     NOT_WIDENED,
     Bounds,
@@ -125,15 +125,11 @@ def _completed(
 
 
 def _promoted(spec: StudySpec, history: History, arm: ArmSection) -> list[Point]:
-    """The screened configurations that are run at full length: those of which most is expected."""
+    """The screened configurations that are run at full length."""
     space = arm_space(spec, arm, history.curve(arm.name))
-    full, short = (
-        _completed(spec, arm, space, seen)
-        for seen in (_first(history, arm.name), _short(history, arm.name))
-    )
-    known = [o.point for o in full]
-    best = estimates(space, [*full, *short], spec.study.direction, length=0.0)
-    return [e.point for e in best if e.point not in known][: promoted(spec, arm.name)]
+    seen = [*_first(history, arm.name), *_short(history, arm.name)]
+    count = promoted(spec, arm.name)
+    return promising(space, _completed(spec, arm, space, seen), spec.study.direction, count)
 
 
 def _start(spec: StudySpec, history: History, arm: ArmSection, *, short: bool) -> list[Point]:
