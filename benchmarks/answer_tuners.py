@@ -187,15 +187,15 @@ def study(preset: str, **changes: float) -> Tuner:
                 values[trial.number] = _losses(outcome.evaluations)
                 if outcome.lr_curve is not None:
                     curves[trial.number] = outcome.lr_curve
-            _note(bill, spec, History(trials, curves, values))
+                _note(bill, spec, History(trials, curves, values))
 
     return run
 
 
 def _steps(outcome: Outcome) -> int:
     """Training steps of an outcome, the batches of a range test among them."""
-    ranged = outcome.lr_curve.points if outcome.lr_curve else ()
-    return len(outcome.lrs) or len(ranged)
+    ranged = round(outcome.lr_curve.cost) if outcome.lr_curve else 0
+    return len(outcome.lrs) or ranged
 
 
 def _losses(evaluations: list[Evaluation]) -> list[float]:

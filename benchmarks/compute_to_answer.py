@@ -36,7 +36,7 @@ from benchmarks.answer_tuners import TUNERS, Train
 from benchmarks.trial_batches import execute, largest_stack
 from tuner.records import Job, Outcome
 
-CHECKPOINTS = (500, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000, 7_000, 10_000, 14_000)
+CHECKPOINTS = (500, 750, 1_000, 1_250, 1_500, 2_000, 3_000, 4_000, 5_000, 7_000, 10_000)
 SEEDS, FRESH = 5, 900_000_000  # of the seeds that confirm; no study reaches them
 
 

@@ -31,7 +31,7 @@ class Forecast:
 
 def full_steps(spec: StudySpec, examples: int | None) -> int | None:
     """Optimizer steps of a full trial at the reference batch size."""
-    budget, batch = spec.budget, spec.search.reference
+    budget, batch = spec.budget, spec.box(spec.arms[0]).reference
     if budget.max_steps:
         return budget.max_steps
     if budget.max_examples:

@@ -206,7 +206,7 @@ class Coordinator:
         history = self.history
         if stage not in ("calibrate", "defaults"):
             measured = before in ("calibrate", "defaults") or before is None
-            if measured and history.untuned():
+            if measured and history.first_runs():
                 self._say(str(calibration(self.spec, history)))
             if self.spec.budget.is_open and stage != "lr-range":
                 self._fix_budget(history)

@@ -66,8 +66,9 @@ def propose(
     index: int,
     startup: int,
     seed: int,
+    length: float = 1.0,
 ) -> Point:
-    """The point of an arm's trial `index`.
+    """The point of an arm's trial `index`, a run of `length` of a full trial.
 
     The first `startup` points are a scrambled Sobol sequence. Later ones maximise the expected
     improvement under a Gaussian process with seed noise (`tuner.surrogate`), which keeps away from
@@ -86,7 +87,7 @@ def propose(
     if len(inside) > MOST:
         return fixed | _tpe(free, inside, pending, direction, seed * 100_003 + index)
     rng = np.random.default_rng([seed, index])
-    return fixed | _improve(free, inside, pending, direction, rng)
+    return fixed | _improve(free, inside, pending, direction, length, rng)
 
 
 def estimates(
@@ -128,6 +129,30 @@ def estimates(
                 means[k] = sign * warp.back(float(z))
     order = sorted(range(len(points)), key=lambda k: sign * means[k])
     return [Estimate(points[k], means[k]) for k in order]
+
+
+def promising(
+    space: Space, seen: Sequence[Observation], direction: Direction, count: int
+) -> list[Point]:
+    """Which points that had short runs alone to run at full length.
+
+    Each is the one from which the surrogate expects the largest improvement, those before it taken
+    to give what is expected of them: neighbours would tell the same twice. By their estimates when
+    there are too few runs for a surrogate, or too many.
+    """
+    full = [o.point for o in seen if o.length == 1]
+    left = [e.point for e in estimates(space, seen, direction, 0.0) if e.point not in full]
+    free = tuple(d for d in space if _is_free(d))
+    inside = [o for o in seen if _contains(free, o.point) and o.value is not None]
+    if not free or not _FEWEST <= len(inside) <= MOST:
+        return left[:count]
+    found: list[Point] = []
+    while left and len(found) < count:
+        model, known = _believing(free, inside, found, direction)
+        best = float(model.predict(known)[0].min())
+        gains = model.expected_improvement(_places(free, left), best)
+        found.append(left.pop(int(np.argmax(gains))))
+    return found
 
 
 def _is_free(dimension: Dimension) -> bool:
@@ -234,27 +259,16 @@ def _improve(
     seen: Sequence[Observation],
     pending: Sequence[Point],
     direction: Direction,
+    length: float,
     rng: np.random.Generator,
 ) -> Point:
-    """The candidate from which the surrogate expects the largest improvement.
-
-    A pending run is taken to give what is expected of it, so that nobody runs beside it.
-    """
+    """The candidate from which the surrogate expects the largest improvement."""
     failed = [o.value is None or not math.isfinite(o.value) for o in seen]
     lived = [o for o, lost in zip(seen, failed, strict=True) if not lost]
     works = _chance_of_a_value(space, seen, failed)
     if len(lived) >= _FEWEST:  # else they are told as bad values: nothing else is known
         seen = lived
-    warp = _Warp.of(seen, 1.0 if direction == "minimize" else -1.0)
-    model = _model(space, seen, warp)
-    running = [p for p in pending if _contains(space, p)]
-    if running:
-        expected, _ = model.predict(_places(space, running))
-        values = [warp.sign * warp.back(float(z)) for z in expected]
-        believed = [Observation(p, v) for p, v in zip(running, values, strict=True)]
-        seen = [*seen, *believed]
-        model = _model(space, seen, warp)
-    places = _places(space, [o.point for o in seen])
+    model, places = _believing(space, seen, pending, direction)
     means, _ = model.predict(places)
     leaders = places[np.argsort(means)[:_LEADERS]]
     moved = np.repeat(leaders, _AROUND, axis=0)
@@ -267,11 +281,29 @@ def _improve(
         for place in np.clip(np.concatenate([everywhere, moved]), 0.0, 1.0 - 1e-9)
     ]
     tried = _places(space, candidates)
-    gains = model.expected_improvement(tried, float(means.min())) * works(tried)
+    gains = model.expected_improvement(tried, float(means.min()), 1 - length) * works(tried)
     # An axis that does not matter must not end on its bounds, where the model knows least.
     central = -np.abs(tried - 0.5).max(axis=1)
     central[gains < _AS_GOOD * gains.max()] = -np.inf
     return candidates[int(np.argmax(central))]
+
+
+def _believing(
+    space: Space, seen: Sequence[Observation], pending: Sequence[Point], direction: Direction
+) -> tuple[Surrogate, Array]:
+    """The model of what was seen, and the places that it knows.
+
+    A pending run is taken to give what is expected of it, so that nobody runs beside it.
+    """
+    warp = _Warp.of(seen, 1.0 if direction == "minimize" else -1.0)
+    model = _model(space, seen, warp)
+    running = [p for p in pending if _contains(space, p)]
+    if running:
+        expected, _ = model.predict(_places(space, running))
+        values = [warp.sign * warp.back(float(z)) for z in expected]
+        seen = [*seen, *(Observation(p, v) for p, v in zip(running, values, strict=True))]
+        model = _model(space, seen, warp)
+    return model, _places(space, [o.point for o in seen])
 
 
 def _chance_of_a_value(

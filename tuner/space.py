@@ -6,6 +6,9 @@ and the weight decay. A *configuration* is what a run uses:
 - The learning rate is moved to the run's own batch size by the rule's coupling (linear for SGD-like
   rules, McCandlish et al. 2018, arXiv:1812.06162; square root for Adam-like ones, Malladi et al.
   2022, arXiv:2205.10287).
+- A sum of past steps grows by 1 / (1 - momentum). Where momentum is searched and the range of the
+  learning rate comes from a range test, a point holds the rate at the momentum of the first guess,
+  and a run at another momentum uses what moves the weights as fast.
 - Decoupled decay shrinks weights by lr times weight_decay a step, and that product is what matters
   (Loshchilov and Hutter 2019, arXiv:1711.05101). Where the range is the rule's own, a point holds
   the decay at the rule's default learning rate, and a run at k times that rate uses a k-th of it.
@@ -36,6 +39,8 @@ _TRIALS_AN_AXIS = 4  # fewer would only thin out what is known of the others
 _CLIP_SPAN = 10.0  # a clipping limit is searched this far around the one given
 
 NOT_WIDENED: Bounds = MappingProxyType({})
+# Rules whose buffer sums up steps, not weighted by one minus this number.
+_SUMMED = {"sgd": "momentum", "lars": "momentum", "rmsprop": "momentum"}
 _EXPONENT: dict[BatchScaling, float] = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 
@@ -279,14 +284,25 @@ def decay_is_coupled(spec: StudySpec, arm: ArmSection) -> bool:
     return mode == "decoupled" and box.weight_decay == "auto"
 
 
+def momentum_factor(spec: StudySpec, arm: ArmSection, values: Mapping[str, float]) -> float:
+    """What a point's learning rate is multiplied by for the momentum among `values`."""
+    name = _SUMMED.get(arm.optimizer)
+    if name is None or name not in searched(spec, arm) or spec.box(arm).lr != "auto":
+        return 1.0
+    axis = _searched(name, searched(spec, arm)[name], _row(arm, name))
+    first = _default(arm, name)
+    return (1 - axis.clip(values.get(name, first))) / (1 - axis.clip(first))
+
+
 def used_params(spec: StudySpec, arm: ArmSection, point: Point) -> dict[str, Any]:
-    """What a run at this point uses, the learning rate moved to its batch size."""
+    """What a run at this point uses, the learning rate moved to its batch size and momentum."""
     rule, batch_size = get_rule(arm.optimizer), int(point["batch_size"])
+    lr = point["lr"] * momentum_factor(spec, arm, point)
     decay = point["weight_decay"]
     if decay_is_coupled(spec, arm):
-        decay *= rule.hypers["lr"].default / point["lr"]
+        decay *= rule.hypers["lr"].default / lr
     return {
-        "lr": scale_lr(point["lr"], batch_size, spec.box(arm).reference, rule.batch_scaling),
+        "lr": scale_lr(lr, batch_size, spec.box(arm).reference, rule.batch_scaling),
         "batch_size": batch_size,
         "weight_decay": decay,
         **{
@@ -306,6 +322,7 @@ def point_of(spec: StudySpec, arm: ArmSection, params: Mapping[str, Any]) -> Poi
     if decay_is_coupled(spec, arm):
         decay *= lr / rule.hypers["lr"].default
     others = {k: float(params[k]) for k in searched(spec, arm) if k in params}
+    lr /= momentum_factor(spec, arm, others)
     return {"lr": lr, "batch_size": batch_size, "weight_decay": decay, **others}
 
 

@@ -194,9 +194,20 @@ class StudySpec(Section):
         return next(a for a in self.arms if a.name == name)
 
     def box(self, arm: ArmSection) -> SearchSection:
-        """`[search]` with the arm's own keys on top."""
+        """`[search]` with the arm's own keys on top, and its reference batch size filled in.
+
+        That is the middle one; where the learning rate comes from a range test and trials are
+        equally many steps, the largest: with its rate tuned, a larger batch needs no more steps
+        (Shallue et al. 2019, arXiv:1811.03600), so the search begins where the best is likely.
+        """
         own = {k: getattr(arm, k) for k in ("lr", "batch_size", "weight_decay", "join")}
-        return self.search.model_copy(update={k: v for k, v in own.items() if v is not None})
+        box = self.search.model_copy(update={k: v for k, v in own.items() if v is not None})
+        if box.reference_batch_size is not None:
+            return box
+        sizes = box.batch_size
+        largest = self.budget.max_steps and box.lr == "auto"
+        reference = sizes[-1] if largest else sizes[(len(sizes) - 1) // 2]
+        return box.model_copy(update={"reference_batch_size": reference})
 
 
 def _section_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "max_epochs": 5,
         "calibrate_seeds": 2,
         "lr_range_steps": 120,
-        "trials_per_arm": 12,
+        "trials_per_arm": 16,
         "confirm_top": 2,
         "confirm_seeds": 3,
         "decide_seeds": 15,
@@ -163,8 +163,10 @@ class SearchSection(Section):
 
     @property
     def reference(self) -> int:
-        """The batch size at which learning rates are searched; by default the middle one."""
-        return self.reference_batch_size or self.batch_size[(len(self.batch_size) - 1) // 2]
+        """The batch size at which learning rates are searched; of a box that it is filled in."""
+        if self.reference_batch_size is None:
+            raise ValueError("reference_batch_size: ask StudySpec.box")
+        return self.reference_batch_size
 
 
 class RunSection(Section):

@@ -126,7 +126,7 @@ def best_of(spec: StudySpec, history: History, arm: str, sigma: float | None) ->
             mean = statistics.fmean(values)
             low, high = (interval.low, interval.high) if interval else _one_run(mean, sigma)
             return Best(mean, low, high, len(done), fresh, done[0].params, done[0].number)
-    tried = [*history.untuned(arm), *history.of("explore", arm)]
+    tried = [*history.first_runs(arm), *history.of("explore", arm)]
     first = next(iter(better_first(spec, tried or history.of("screen", arm))), None)
     if first is None or first.value is None:
         return None

@@ -23,11 +23,11 @@ Array = NDArray[np.float64]
 SAMPLES = 64  # of the hyperparameters, from their prior
 KEPT = 12  # the most likely of them, by their evidence
 # Priors, as (median, standard deviation of the logarithm).
-LENGTH_SCALE = (1.2, 0.7)  # in units of the box
-NOISE = (0.25, 0.8)  # standard deviation, relative to the function's
-SHORT = (0.4, 0.6)  # of what a short run adds, relative to the function's
+LENGTH_SCALE = (0.6, 0.7)  # in units of the box
+NOISE = (0.2, 0.8)  # standard deviation, relative to the function's
+SHORT = (0.5, 0.6)  # of what a short run adds, relative to the function's
 LEVEL = 2.0  # of the unknown constants, relative to the function's
-CURVATURE = 0.5  # of the parabola along each axis, relative to the function's
+PRIOR = 1 + LEVEL**2  # variance of a full run's mean, relative to the function's
 # Inverse gamma prior of the function's variance.
 SHAPE, SCALE = 2.0, 1.0
 
@@ -63,22 +63,37 @@ class Surrogate:
         second = self.weights @ (deviations**2 + means**2)
         return mean, np.sqrt(np.maximum(second - mean**2, 1e-12))
 
-    def expected_improvement(self, places: Array, best: float) -> Array:
-        """How far a full run's expected value will lie below `best`, shape (m,)."""
-        means, deviations = self._each(places)
-        z = (best - means) / deviations
+    def expected_improvement(self, places: Array, best: float, short: float = 0.0) -> Array:
+        """How far a full run's mean will lie below `best` once a run there is seen, shape (m,).
+
+        Not by what is unknown of the place but by what the run can tell: one more run has its seed
+        noise, and a run shorter than a full one (`short`) tells of that only what they share. So
+        a place that was seen is seen again only when that is worth more than another.
+        """
+        means, told = self._each(places, short)
+        z = (best - means) / told
         density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-        gains: Array = self.weights @ (deviations * (z * ndtr(z) + density))
+        gains: Array = self.weights @ (told * (z * ndtr(z) + density))
         return gains
 
-    def _each(self, places: Array) -> tuple[Array, Array]:
-        """Means and deviations under each of the hyperparameters, shape (k, m)."""
+    def _each(self, places: Array, short: float | None = None) -> tuple[Array, Array]:
+        """Means and deviations under each of the hyperparameters, shape (k, m).
+
+        With `short` not the deviations of the values, but those of the means after such a run.
+        """
         full = np.zeros(len(places))
         cross = _covariance(self.places, self.shorts, places, full, self.settings)  # (k, n, m)
         means = np.einsum("knm,kn->km", cross, self.alphas)
         solved = np.linalg.solve(self.factors, cross)
-        prior = _covariance_at_itself(places)
-        variances = np.maximum(prior[None] - (solved**2).sum(1), 1e-10)
+        variances = np.maximum(PRIOR - (solved**2).sum(1), 1e-10)
+        if short is not None:
+            noise, added = self.settings[:, -2, None] ** 2, self.settings[:, -1, None] ** 2
+            shorts = np.full(len(places), short)
+            other = _covariance(self.places, self.shorts, places, shorts, self.settings)
+            unseen = np.linalg.solve(self.factors, other)
+            shared = PRIOR - (solved * unseen).sum(1)
+            run = PRIOR + short**2 * (added + LEVEL**2) - (unseen**2).sum(1) + noise
+            variances = np.maximum(shared**2 / np.maximum(run, 1e-10), 1e-10)
         deviations = np.sqrt(variances) * self.scales[:, None]
         return self.center + self.spread * means, self.spread * deviations
 
@@ -144,18 +159,4 @@ def _covariance(
     function = (1 + distance + distance**2 / 3) * np.exp(-distance)  # Matern 5/2
     both_short = np.outer(left_shorts, right_shorts)
     added = settings[:, -1, None, None] ** 2 * function * both_short
-    return np.asarray(
-        function + added + _parabola(left, right) + LEVEL**2 * (1 + both_short), dtype=np.float64
-    )
-
-
-def _parabola(left: Array, right: Array) -> Array:
-    """Covariance of an unknown parabola along each axis, around the middle of the box."""
-    a, b = left - 0.5, right - 0.5
-    return np.asarray(CURVATURE**2 * (a @ b.T + 4 * (a**2) @ (b**2).T), dtype=np.float64)
-
-
-def _covariance_at_itself(places: Array) -> Array:
-    a = places - 0.5
-    parabola = CURVATURE**2 * ((a**2).sum(1) + 4 * (a**4).sum(1))
-    return np.asarray(1 + parabola + LEVEL**2, dtype=np.float64)
+    return np.asarray(function + added + LEVEL**2 * (1 + both_short), dtype=np.float64)

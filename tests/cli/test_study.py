@@ -95,7 +95,7 @@ def test_show(ask: Tuner) -> None:
         assert arm["finished"] == arm["expected"]
         assert arm["best"]["fresh"]
         assert arm["best"]["low"] <= arm["best"]["value"] <= arm["best"]["high"]
-    assert study["calibration"]["runs"] == 3
+    assert study["calibration"]["runs"] == 2
     shown = ask("study", "show", "small")
     assert shown.code == 0
     assert "sgd-cosine" in shown.out
@@ -194,12 +194,14 @@ def test_trials(ask: Tuner) -> None:
 
 
 def test_one_trial(ask: Tuner) -> None:
-    trial = ask("trial", "show", "small", "0", "--json").json
+    listed = ask("trial", "list", "small", "--stage", "calibrate", "--json").json
+    number = str(listed[0]["number"])
+    trial = ask("trial", "show", "small", number, "--json").json
     assert trial["stage"] == "calibrate"
     assert [evaluation["step"] for evaluation in trial["evaluations"]] == [4, 8, 12]
     assert len(trial["lrs"]) == 12
     assert {"code", "packages", "host", "task"} <= trial["provenance"].keys()
-    assert "adamw" in ask("trial", "show", "small", "0").out
+    assert "adamw" in ask("trial", "show", "small", number).out
 
 
 def test_export(ask: Tuner) -> None:

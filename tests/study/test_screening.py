@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.study.specs import ADAMW, SGD, WHOLE, simulate, study_spec
+from tests.study.specs import ADAMW, CURVE, SGD, WHOLE, simulate, study_spec
 from tuner.jobs import Places, job_of
 from tuner.records import Trial
 from tuner.stages import History, full_trials, stage_sizes
@@ -60,6 +60,40 @@ def test_every_arm_screens_alike_and_promotes_its_best() -> None:
         assert {t.length for t in full} == {1.0}
         assert not {t.seed for t in full} & {t.seed for t in short}
         assert len(full[: full_trials(spec, arm.name)]) == 3
+
+
+def test_promotion_asks_the_model_and_not_one_lucky_run() -> None:
+    """The best short run is luck far from the optimum, as its neighbours tell."""
+    spec = study_spec(**{**WHOLE, "budget": {**WHOLE["budget"], "trials_per_arm": 16}})
+    far: dict[str, float] = {}
+
+    def lucky(trial: Trial) -> float | None:
+        away = abs(math.log10(trial.point["lr"]) + 1.7) > 0.6
+        if (
+            trial.stage == "screen"
+            and away
+            and far.setdefault(trial.arm, trial.number) == (trial.number)
+        ):
+            return -0.499
+        return quality(trial)
+
+    history = History(simulate(spec, lucky), {})
+    for arm in spec.arms:
+        promoted = [t.point for t in history.of("explore", arm.name)[:4]]
+        assert history.trials[far[arm.name]].point != promoted[0]
+
+
+def test_calibration_runs_the_first_guess_and_is_not_repeated() -> None:
+    """Several seeds where the range test points; the search begins elsewhere."""
+    budget = {**WHOLE["budget"], "screen_length": 1.0}
+    spec = study_spec(**{**WHOLE, "budget": budget})
+    history = History(simulate(spec, quality), {})
+    first = history.of("calibrate", spec.arms[0].name)
+    assert [t.point["lr"] for t in first] == [CURVE.suggested_lr] * 2
+    assert len({t.seed for t in first}) == 2
+    starts = [history.of("explore", arm.name)[0].point for arm in spec.arms]
+    assert starts[0] != first[0].point
+    assert starts[1]["lr"] == CURVE.suggested_lr
 
 
 def test_a_short_run_is_a_shorter_job_of_the_same_schedule() -> None:

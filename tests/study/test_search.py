@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.study.specs import ADAMW, CURVE, SGD, study_spec
-from tuner.search import Observation, finite_values, propose
+from tuner.search import Observation, finite_values, promising, propose
 from tuner.space import (
     Dimension,
     arm_space,
@@ -136,9 +136,10 @@ def test_without_a_suggestion_the_box_is_the_rules() -> None:
 
 def test_sgd_moves_linearly_and_adamw_by_the_root() -> None:
     spec = study_spec(arms=[ADAMW, SGD])
-    point = {"lr": 0.01, "batch_size": 32, "weight_decay": 0.0}
+    point = {"lr": 0.01, "batch_size": 8, "weight_decay": 0.0}
+    assert [spec.box(arm).reference for arm in spec.arms] == [32, 32]
     adamw, sgd = (used_params(spec, arm, point)["lr"] for arm in spec.arms)
-    assert (adamw, sgd) == (pytest.approx(0.01 * 2**0.5), pytest.approx(0.02))
+    assert (adamw, sgd) == (pytest.approx(0.01 / 2), pytest.approx(0.01 / 4))
 
 
 def test_numbers_of_optimizer_and_schedule_can_be_searched() -> None:
@@ -167,3 +168,22 @@ def test_a_value_survives_the_way_to_the_sampler_and_back(fraction: float) -> No
         value = axis.at(fraction)
         assert axis.contains(value)
         assert axis.value(axis.coordinate(value)) == pytest.approx(value)
+
+
+def test_what_is_promoted_tells_different_things() -> None:
+    """Of three twins one is run; the second place goes elsewhere, and no point that ran in full."""
+    points = [propose(SPACE, [], [], "minimize", i, 99, seed=4) for i in range(12)]
+    best = min(points, key=lambda p: abs(math.log10(p["lr"]) + 1.3))
+    twins = [{**best, "lr": best["lr"] * factor} for factor in (1.0, 1.001, 1.002)]
+    others = [p for p in points if p != best]
+    seen = [
+        Observation(p, (math.log10(p["lr"]) + 1.3) ** 2 + 1.0, length=0.25)
+        for p in (*twins, *others)
+    ]
+    done = Observation(others[0], (math.log10(others[0]["lr"]) + 1.3) ** 2)
+    found = promising(SPACE, [*seen, done], "minimize", 4)
+    assert len(found) == 4
+    assert others[0] not in found
+    assert sum(p in twins for p in found[:2]) == 1
+    few = promising(SPACE, seen[:2], "minimize", 1)
+    assert few == [min(seen[:2], key=lambda o: o.value or 0.0).point]

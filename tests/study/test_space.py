@@ -130,3 +130,17 @@ def test_a_point_comes_back_from_what_a_run_used(
     arm = spec.arms[0]
     point = {**default_point(spec, arm), "lr": lr, "batch_size": size, "weight_decay": decay}
     assert point_of(spec, arm, used_params(spec, arm, point)) == pytest.approx(point)
+
+
+def test_searched_momentum_moves_the_weights_as_fast() -> None:
+    """SGD's buffer sums up steps: ten times smaller ones at 0.95 than at the first guess, 0.5."""
+    arm = {"optimizer": "sgd", "search": {"momentum": [0.5, 0.99]}}
+    spec = study_spec(arms=[arm])
+    base = default_point(spec, spec.arms[0]) | {"batch_size": 32, "lr": 0.1}
+    used = [used_params(spec, spec.arms[0], {**base, "momentum": m})["lr"] for m in (0, 0.5, 0.95)]
+    assert used == pytest.approx([0.1, 0.1, 0.01])
+    point = {**base, "momentum": 0.95}
+    back = point_of(spec, spec.arms[0], used_params(spec, spec.arms[0], point))
+    assert back == pytest.approx(point)
+    given = study_spec(arms=[{**arm, "lr": [1e-3, 1.0]}])  # a range is what the file says it is
+    assert used_params(given, given.arms[0], point)["lr"] == pytest.approx(0.2)

@@ -190,7 +190,27 @@ def test_an_arm_overrides_the_box() -> None:
     spec = study_spec(arms=[{**ADAMW, "lr": [1e-4, 1e-2], "batch_size": 16}, SGD])
     assert spec.box(spec.arms[0]).lr == (1e-4, 1e-2)
     assert spec.box(spec.arms[0]).batch_size == (16,)
-    assert spec.box(spec.arms[1]) == spec.search
+    rest = spec.box(spec.arms[1]).model_copy(update={"reference_batch_size": None})
+    assert rest == spec.search
+
+
+@pytest.mark.parametrize(
+    ("search", "length", "reference"),
+    [
+        ({}, "max_steps", 32),
+        ({}, "max_epochs", 16),
+        ({"lr": [1e-4, 1e-2]}, "max_steps", 16),
+        ({"reference_batch_size": 8}, "max_steps", 8),
+    ],
+    ids=["equal steps", "equal examples", "a given range", "told so"],
+)
+def test_the_search_begins_at_the_largest_batch_of_equal_steps(
+    search: dict[str, Any], length: str, reference: int
+) -> None:
+    data = study_data(search={"batch_size": [8, 32], **search})
+    data["budget"] = {**data["budget"], "max_steps": None, length: 12}
+    spec = parse_spec(data, "test.toml", "test")
+    assert {spec.box(arm).reference for arm in spec.arms} == {reference}
 
 
 SECTIONS = {

@@ -24,7 +24,7 @@ def part(trials: dict, count: int) -> History:
 
 def test_before_anything_has_run() -> None:
     standing = standing_of(SPEC, History({}, {}))
-    assert standing.stage == "calibrate"
+    assert standing.stage == "lr-range"
     assert all(arm.best is None and arm.finished == 0 for arm in standing.arms)
     assert (standing.left.steps, standing.left.seconds) == (None, None)
     assert standing.left.trials == sum(standing.expected.values())

@@ -5,7 +5,7 @@ import pytest
 
 from tests.study.test_search import SPACE
 from tuner.search import Observation, estimates, propose
-from tuner.surrogate import SAMPLES, _covariance, _covariance_at_itself, _prior_samples, fit
+from tuner.surrogate import PRIOR, SAMPLES, _covariance, _prior_samples, fit
 
 RNG = np.random.default_rng(0)
 
@@ -25,7 +25,7 @@ def test_the_prior_covariance_is_one() -> None:
     assert np.linalg.eigvalsh(covariances).min() > -1e-9
     full = shorts == 0
     diagonal = np.diagonal(covariances, axis1=1, axis2=2)[:, full]
-    assert np.allclose(diagonal, _covariance_at_itself(places[full]))
+    assert np.allclose(diagonal, PRIOR)
 
 
 def test_noise_is_averaged_out() -> None:
@@ -67,6 +67,23 @@ def test_short_runs_tell_where_and_not_how_good() -> None:
     mean, _ = fit(places, values, shorts).predict(grid)
     assert abs(grid[np.argmin(mean), 0] - 0.3) < 0.15
     assert mean.min() == pytest.approx(0.0, abs=0.5)
+
+
+def test_a_run_is_worth_what_it_can_tell() -> None:
+    """Again where it ran is worth less than beside it, a short run less than a full one."""
+    rng = np.random.default_rng(2)
+    places = rng.random((16, 2))
+    model = fit(places, bowl(places) + 0.1 * rng.normal(size=16), np.zeros(16))
+    means, unknown = model.predict(places)
+    best = int(np.argmin(means))
+    grid = rng.random((200, 2))
+    full = model.expected_improvement(grid, float(means.min()))
+    short = model.expected_improvement(grid, float(means.min()), 0.75)
+    again = model.expected_improvement(places, float(means.min()))
+    assert np.all(short <= full + 1e-12)
+    assert full.max() > 1.1 * short.max()
+    assert again[best] < full.max()
+    assert again[best] < unknown[best] / np.sqrt(2 * np.pi)  # less than all that is unknown
 
 
 def test_a_fit_is_a_function_of_its_data() -> None:

@@ -20,9 +20,9 @@ from tuner.compare.verdicts import ArmResult, Comparison
 from tuner.records import LrCurve, Study, Trial
 
 STAGES = {
-    "calibrate": "the baseline at published defaults, to measure the noise of seeds",
-    "defaults": "every arm untuned, with its published settings",
     "lr-range": "range test: where training explodes, and the box below it",
+    "calibrate": "the baseline's first guess on several seeds, to measure their noise",
+    "defaults": "every arm untuned, with its published settings",
     "screen": "short runs, to find out which settings are worth a full one",
     "explore": "search of learning rate, batch size and weight decay, arm by arm",
     "confirm": "the best configurations again on fresh seeds; picks one for each arm",

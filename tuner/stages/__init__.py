@@ -2,9 +2,9 @@
 
 A study passes through stages, each after the one before is done:
 
-    calibrate  the baseline (or every arm) at published defaults: seed noise, step time, memory
-    defaults   every arm at its optimizer's published defaults
     lr-range   one LR range test per arm whose learning rate is "auto"; gives the search box
+    calibrate  the baseline (or every arm) where that points: seed noise, step time, memory
+    defaults   every arm at its optimizer's published defaults
     screen     every arm tries many configurations in short runs, their schedules rescaled
     explore    the most promising ones at full length; a bound that the best lies on is moved once
     confirm    each arm's best configurations on fresh seeds; chooses one configuration per arm

@@ -12,7 +12,6 @@ from tuner.spec import StudySpec
 from tuner.stages.history import OPEN, History, observation
 
 EXPLORED: tuple[Stage, ...] = ("calibrate", "defaults", "screen", "explore")
-_UNTUNED: tuple[Stage, ...] = ("calibrate", "defaults")
 CHOOSING: tuple[Stage, ...] = (*EXPLORED, "confirm")
 
 
@@ -28,7 +27,7 @@ def expected(
     Runs that judge take no part.
     """
     runs = [t for stage in stages for t in history.of(stage, arm) if t.state not in OPEN]
-    searched = [t.point for t in runs if t.stage not in _UNTUNED]
+    searched = [t.point for t in runs if t.stage != "defaults"]
     default = default_point(spec, spec.arm(arm))
     space = _around(arm_space(spec, spec.arm(arm), None), searched or [t.point for t in runs])
     original: dict[tuple[float, ...], Point] = {}

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from tuner.records import StopRule, Trial
-from tuner.search import Observation, propose
+from tuner.search import Observation, promising, propose
 from tuner.space import (
     NOT_WIDENED,
     Bounds,
     Point,
+    Space,
     arm_space,
     default_point,
-    inside,
-    suggested_point,
     warmup_of,
 )
 from tuner.spec import ArmSection, StudySpec
@@ -41,11 +40,11 @@ from tuner.stages.history import (
     History,
     Phase,
     Planned,
-    best_points,
     index_of,
     observation,
     seed_of,
 )
+from tuner.stages.start import calibrated_arms, first_points
 
 _PRUNE_AT = (0.5, 0.75)  # fractions of a run
 _PRUNE_AFTER = 5  # completed trials of the same arm and length to compare with
@@ -103,30 +102,41 @@ def _known_point(spec: StudySpec, history: History, place: Planned) -> Point | N
     """The point of a place that needs no sampler: what its part of the search begins with."""
     arm, first = spec.arm(place.arm), 0
     if _is_short(spec, place):
-        points = first_points(spec, history, arm)
+        points = _start(spec, history, arm, short=True)
     elif place.index >= _first_part(spec):
         first = _first_part(spec)
         points = beyond(spec, history, arm.name)
     elif spec.budget.screens:
-        points = best_points(spec, history.of("screen", arm.name))[: promoted(spec, arm.name)]
+        points = _promoted(spec, history, arm)
     else:
-        points = first_points(spec, history, arm)
+        points = _start(spec, history, arm, short=False)
     return points[place.index - first] if place.index - first < len(points) else None
 
 
-def first_points(spec: StudySpec, history: History, arm: ArmSection) -> list[Point]:
-    """What an arm tries first: the best of older studies, then the range test's suggestion."""
-    curve = history.curve(arm.name)
-    space, default = arm_space(spec, arm, curve), default_point(spec, arm)
-    points: list[Point] = []
-    known = spec.warm[arm.name].points if arm.name in spec.warm else ()
-    for point in known[: max(1, spec.trials_of(arm.name) // 2)]:
-        mapped = inside(space, point, default)
-        if mapped not in points:
-            points.append(mapped)
-    if curve is not None or not points:
-        points.append(suggested_point(spec, arm, curve))
-    return points
+def _completed(
+    spec: StudySpec, arm: ArmSection, space: Space, seen: Iterable[Observation]
+) -> list[Observation]:
+    """Observations with a value on every axis: the arm's default where a point has none."""
+    default = default_point(spec, arm)
+    return [
+        replace(o, point={d.name: o.point.get(d.name, default[d.name]) for d in space})
+        for o in seen
+    ]
+
+
+def _promoted(spec: StudySpec, history: History, arm: ArmSection) -> list[Point]:
+    """The screened configurations that are run at full length."""
+    space = arm_space(spec, arm, history.curve(arm.name))
+    seen = [*_first(history, arm.name), *_short(history, arm.name)]
+    count = promoted(spec, arm.name)
+    return promising(space, _completed(spec, arm, space, seen), spec.study.direction, count)
+
+
+def _start(spec: StudySpec, history: History, arm: ArmSection, *, short: bool) -> list[Point]:
+    """The points with which an arm's search begins; calibration may have run the first of them."""
+    points = first_points(spec, history, arm)
+    calibrated = spec.budget.calibrate_seeds and arm in calibrated_arms(spec)
+    return points[1:] if calibrated and not short else points
 
 
 def _proposed(
@@ -149,24 +159,18 @@ def _proposed(
         return None
     if any(mine[i].state in OPEN for i in earlier[: max(0, seen_until)]):
         return None
-    default = default_point(spec, arm)
     space = arm_space(spec, arm, history.curve(arm.name), bounds)
-    axes = [d.name for d in space]
-
-    def complete(point: Point) -> Point:
-        return {name: point.get(name, default[name]) for name in axes}
-
     visible = [mine[i] for i in earlier[: max(0, seen_until)]]
     pending = [mine[i] for i in earlier[max(0, seen_until) :]]
-    seen = [*known, *map(observation, visible)]
     return propose(
         space,
-        [replace(o, point=complete(o.point)) for o in seen],
-        [complete(t.point) for t in pending],
+        _completed(spec, arm, space, [*known, *map(observation, visible)]),
+        [o.point for o in _completed(spec, arm, space, map(observation, pending))],
         spec.study.direction,
         index=len(earlier) - begin,
         startup=max(4, min(8, spec.trials_of(arm.name) * 2 // 5)),
         seed=spec.study.seed * 1_009 + spec.arms.index(arm),
+        length=spec.budget.screen_length if _is_short(spec, place) else 1.0,
     )
 
 
@@ -178,9 +182,9 @@ def places_before(spec: StudySpec, history: History, place: Planned) -> list[int
     return [i for i in range(place.index) if i < mine or i >= second]
 
 
-def _untuned(history: History, arm: str) -> list[Observation]:
-    """What the runs at published defaults say to the sampler: one of them, as of any point."""
-    return [observation(t) for t in history.untuned(arm)[:1] if t.state not in OPEN]
+def _first(history: History, arm: str) -> list[Observation]:
+    """What the full runs before the search say to the sampler."""
+    return [observation(t) for t in history.first_runs(arm) if t.state not in OPEN]
 
 
 def _screen_point(spec: StudySpec, history: History, place: Planned) -> Point | None:
@@ -188,7 +192,7 @@ def _screen_point(spec: StudySpec, history: History, place: Planned) -> Point | 
     if known is not None:
         return known
     mine = {index_of(t): t for t in history.of("screen", place.arm)}
-    begin = len(first_points(spec, history, spec.arm(place.arm)))
+    begin = len(_start(spec, history, spec.arm(place.arm), short=True))
     return _proposed(spec, history, place, mine, [], begin, NOT_WIDENED)
 
 
@@ -199,8 +203,8 @@ def _explore_point(spec: StudySpec, history: History, place: Planned) -> Point |
         return given
     mine = {index_of(t): t for t in history.of("explore", place.arm)}
     bounds = widened(spec, history, place.arm)
-    known = _untuned(history, place.arm)
-    begin = len(first_points(spec, history, spec.arm(place.arm)))
+    known = _first(history, place.arm)
+    begin = len(_start(spec, history, spec.arm(place.arm), short=False))
     if spec.budget.screens:
         known += _short(history, place.arm)
         begin = -spec.trials_of(place.arm)  # the quasi-random part was the screening

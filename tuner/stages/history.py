@@ -14,6 +14,8 @@ from tuner.spec import StudySpec
 
 OPEN = ("running", "interrupted")  # states of trials without a result
 
+FIRST_RUNS: tuple[Stage, ...] = ("calibrate", "defaults")
+
 # Seeds of one study seed: a thousand for each purpose, in a block of 10,000 so that other study
 # seeds never share one.
 TRYING, EXPLORING, CONFIRMING, DECIDING, SEED_BLOCK = 0, 1_000, 2_000, 3_000, 10_000
@@ -40,9 +42,9 @@ class History:
         """The trials of a stage (and arm), by number."""
         return self._sorted.get((stage, arm), [])
 
-    def untuned(self, arm: str | None = None) -> list[Trial]:
-        """Runs at the published defaults: of the stage of that name, and to measure the noise."""
-        return [*self.of("calibrate", arm), *self.of("defaults", arm)]
+    def first_runs(self, arm: str | None = None) -> list[Trial]:
+        """The full runs before the search."""
+        return [trial for stage in FIRST_RUNS for trial in self.of(stage, arm)]
 
     def curve(self, arm: str) -> LrCurve | None:
         """The arm's LR range test, when it has one that tells of its learning rate.

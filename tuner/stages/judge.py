@@ -24,6 +24,8 @@ from tuner.stages.history import (
     to_the_end,
 )
 
+_ALONE = 3  # seeds that judge a single arm
+
 
 def candidates(spec: StudySpec, history: History, arm: str) -> list[Point]:
     """The arm's most promising points of exploration, its published defaults among them."""
@@ -72,8 +74,13 @@ def judged_trials(spec: StudySpec, history: History, arm: str) -> list[Trial]:
 
 
 def looks(spec: StudySpec) -> list[int]:
-    """How many decide seeds an arm has at each look at the scores, evenly spaced."""
+    """How many decide seeds an arm has at each look at the scores, evenly spaced.
+
+    A single arm has nobody to be told apart from: its few seeds say how good it is.
+    """
     seeds = spec.budget.decide_seeds
+    if len(spec.arms) == 1:
+        return [min(_ALONE, seeds)] if seeds else []
     count = min(spec.budget.decide_looks, seeds)
     return [math.ceil(seeds * (k + 1) / count) for k in range(count)]
 
@@ -101,10 +108,7 @@ def _decide(spec: StudySpec, history: History) -> list[Planned]:
 
 
 def still_open(spec: StudySpec, history: History, number: int) -> frozenset[str]:
-    """The arms that need more seeds after look `number` (from 1); pure.
-
-    A single arm has nobody to be compared with: the first look is its last.
-    """
+    """The arms that need more seeds after look `number` (from 1); pure."""
     plan = looks(spec)
     limit = seed_of(spec, DECIDING, plan[number - 1])
     scores = tuple(

@@ -14,7 +14,7 @@ from tuner.stages.history import OPEN, History, Phase, Planned
 from tuner.stages.judge import CONFIRM, DECIDE
 from tuner.stages.start import CALIBRATE, DEFAULTS, LR_RANGE, calibrated_arms, ranged_arms
 
-BEFORE_BUDGET = (CALIBRATE, DEFAULTS, LR_RANGE)
+BEFORE_BUDGET = (LR_RANGE, CALIBRATE, DEFAULTS)
 PHASES: tuple[Phase, ...] = (*BEFORE_BUDGET, SCREEN, EXPLORE, EXTEND, CONFIRM, DECIDE)
 STAGES: tuple[Stage, ...] = tuple(dict.fromkeys(phase.stage for phase in PHASES))
 
@@ -76,9 +76,9 @@ def most_trials(spec: StudySpec) -> dict[Stage, dict[str, int]]:
     budget, arms = spec.budget, [a.name for a in spec.arms]
     noisy, ranged = calibrated_arms(spec), ranged_arms(spec)
     return {
+        "lr-range": {a.name: int(a in ranged) for a in spec.arms},
         "calibrate": {a.name: budget.calibrate_seeds * (a in noisy) for a in spec.arms},
         "defaults": dict.fromkeys(arms, budget.default_seeds),
-        "lr-range": {a.name: int(a in ranged) for a in spec.arms},
         "screen": {a: spec.trials_of(a) * budget.screens for a in arms},
         "explore": {a: full_trials(spec, a) for a in arms},
         "confirm": dict.fromkeys(arms, budget.confirm_top * budget.confirm_seeds),

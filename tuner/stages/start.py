@@ -1,4 +1,4 @@
-"""The first stages: seed noise, published defaults, and one LR range test an arm."""
+"""The first stages: one LR range test an arm, seed noise where it points, published defaults."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from dataclasses import dataclass
 
 from tuner.compare.statistics import minimum_detectable_effect
 from tuner.records import Trial
-from tuner.space import default_point
+from tuner.space import Point, arm_space, default_point, inside, suggested_point
 from tuner.spec import ArmSection, StudySpec
-from tuner.stages.history import TRYING, History, Phase, Planned, given_point, seed_of, to_the_end
+from tuner.stages.history import (
+    FIRST_RUNS,
+    TRYING,
+    History,
+    Phase,
+    Planned,
+    given_point,
+    seed_of,
+    to_the_end,
+)
 
 
 def calibrated_arms(spec: StudySpec) -> Sequence[ArmSection]:
@@ -23,12 +32,29 @@ def _at_defaults(spec: StudySpec, arm: ArmSection, index: int) -> Planned:
     return Planned(arm.name, seed_of(spec, TRYING, index), index, default_point(spec, arm))
 
 
+def first_points(spec: StudySpec, history: History, arm: ArmSection) -> list[Point]:
+    """What an arm tries first: the best of older studies, then the range test's suggestion."""
+    curve = history.curve(arm.name)
+    space, default = arm_space(spec, arm, curve), default_point(spec, arm)
+    points: list[Point] = []
+    known = spec.warm[arm.name].points if arm.name in spec.warm else ()
+    for point in known[: max(1, spec.trials_of(arm.name) // 2)]:
+        mapped = inside(space, point, default)
+        if mapped not in points:
+            points.append(mapped)
+    if curve is not None or not points:
+        points.append(suggested_point(spec, arm, curve))
+    return points
+
+
 def _calibrate(spec: StudySpec, history: History) -> list[Planned]:
+    """On seeds of their own: the first of the others are those of the published defaults."""
     first = spec.budget.default_seeds
+    starts = {a.name: first_points(spec, history, a)[0] for a in calibrated_arms(spec)}
     return [
-        _at_defaults(spec, arm, s)
+        Planned(arm, seed_of(spec, TRYING, s), s, point)
         for s in range(first, first + spec.budget.calibrate_seeds)
-        for arm in calibrated_arms(spec)
+        for arm, point in starts.items()
     ]
 
 
@@ -59,7 +85,7 @@ LR_RANGE = Phase("lr-range", _lr_range, given_point, to_the_end)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the runs at published defaults say about the study that follows.
+    """What the first runs say about the study that follows.
 
     Attributes:
         sigma: the seed standard deviation of the metric; None with fewer than two runs of an arm.
@@ -79,7 +105,7 @@ class Calibration:
     def __str__(self) -> str:
         if self.sigma is None:
             return "seed noise: unknown, fewer than two runs of one arm completed"
-        text = f"seed noise {self.sigma:.3g} ({self.runs} runs at published defaults)"
+        text = f"seed noise {self.sigma:.3g} ({self.runs} runs)"
         if self.detectable is None:
             return f"{text}; one seed for the decision shows no difference at all"
         return (
@@ -89,9 +115,13 @@ class Calibration:
 
 
 def calibration(spec: StudySpec, history: History) -> Calibration:
-    """Seed noise, cost and what they mean, from the runs at published defaults."""
-    runs = [t for t in history.untuned() if t.state == "completed" and t.value is not None]
-    groups = [[t.value or 0.0 for t in runs if t.arm == a.name] for a in spec.arms]
+    """Seed noise, cost and what they mean, from runs that differ in their seeds only."""
+    runs = [t for t in history.first_runs() if t.state == "completed" and t.value is not None]
+    groups = [
+        [t.value or 0.0 for t in runs if (t.arm, t.stage) == (arm.name, stage)]
+        for arm in spec.arms
+        for stage in FIRST_RUNS
+    ]
     several = [values for values in groups if len(values) > 1]
     freedom = sum(len(values) - 1 for values in several)
     sigma = None
