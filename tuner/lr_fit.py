@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,14 +42,6 @@ class Optimum:
     log_lr: float
     sd: float
     bracketed: bool
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The best learning rate of a whole run, in log10, and its standard deviation."""
-
-    log_lr: float
-    sd: float
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -104,11 +96,22 @@ def slope(response: float) -> float:
     return FIXED_SLOPE * (1 - response)
 
 
-def continued(optimum: Optimum, run_steps: int, response: float) -> Answer:
-    """The best rate at `run_steps` from that of a shorter horizon."""
-    decades = math.log10(run_steps / optimum.horizon)
-    sd = math.hypot(optimum.sd, SLOPE_SD * decades)
-    return Answer(optimum.log_lr + slope(response) * decades, sd)
+def continued(found: Optimum, horizon: int, response: float) -> Optimum:
+    """The best rate of a longer horizon from that of a shorter one."""
+    decades = math.log10(horizon / found.horizon)
+    log_lr = found.log_lr + slope(response) * decades
+    return Optimum(horizon, log_lr, math.hypot(found.sd, SLOPE_SD * decades), found.bracketed)
+
+
+def combined(expected: Optimum, found: Optimum) -> Optimum:
+    """What was found where something was expected, weighted by what either is worth.
+
+    It is no surer than what was found: the slope that the expectation rests on is off in the same
+    direction when the answer is continued.
+    """
+    weights = expected.sd**-2, found.sd**-2
+    log_lr = (weights[0] * expected.log_lr + weights[1] * found.log_lr) / sum(weights)
+    return replace(found, log_lr=log_lr)
 
 
 def improvement(before: Array, after: Array) -> tuple[float, float]:

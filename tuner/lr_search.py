@@ -124,15 +124,17 @@ class Search:
         short = self._bracket(self.plan.short, start, SHORT_STEP, SHORT_RUNS, SHORT_LOOKS)
         first = self._locate(self.plan.short)
         response = self.rig.response(10**first.log_lr)
-        start = lr_fit.continued(first, self.plan.long, response).log_lr
+        expected = lr_fit.continued(first, self.plan.long, response)
         rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * self.plan.looks)
         most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
-        long = self._bracket(self.plan.long, start, LONG_STEP, most, self.plan.looks)
+        long = self._bracket(self.plan.long, expected.log_lr, LONG_STEP, most, self.plan.looks)
         learned = any(learns(self.before, fork.losses) for fork in short)
         if all(map(self._is_lost, long)) and not learned:
             reason = "every short run explodes, whatever its learning rate"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
-        return self._answer(points, top, long, response)
+        found = lr_fit.combined(expected, self._locate(self.plan.long))
+        answer = lr_fit.continued(found, self.plan.run_steps, response)
+        return self._answer(points, top, long, answer)
 
     @property
     def cost(self) -> float:
@@ -207,7 +209,7 @@ class Search:
         self.progress(min(done, self.plan.budget), self.plan.budget)
 
     def _answer(
-        self, points: Points, top: float | None, long: list[Fork], response: float
+        self, points: Points, top: float | None, long: list[Fork], answer: lr_fit.Optimum
     ) -> LrCurve:
         before, best = self.before, min(long, key=lambda fork: fork.loss)
         diverges_at = self._divergence(top)
@@ -223,7 +225,6 @@ class Search:
         if not optima[-1].bracketed and not optima[0].bracketed:
             reason = "the loss goes on falling to the end of the rates tried: give a wider range"
             return self._told(refusal(points, diverges_at, "boundary", reason))
-        answer = lr_fit.continued(optima[-1], self.plan.run_steps, response)
         below, above = answer.interval
         lr, interval = 10**answer.log_lr, (10**below, 10**above)
         limit = math.inf if diverges_at is None else diverges_at / BELOW_DIVERGENCE

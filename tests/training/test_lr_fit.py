@@ -11,6 +11,7 @@ from tuner.lr_fit import (
     FIXED_SLOPE,
     UNBRACKETED_SD,
     Optimum,
+    combined,
     continued,
     improvement,
     locate,
@@ -73,6 +74,14 @@ def test_a_best_rate_goes_on_falling_with_the_length_of_the_run() -> None:
     assert continued(found, 75, 0.0).log_lr == -2
     assert continued(found, 750, 0.0).log_lr == pytest.approx(-2 + FIXED_SLOPE)
     assert continued(found, 750, 1.0).log_lr == -2
+
+
+def test_what_is_found_outweighs_what_was_expected_by_how_sure_it_is() -> None:
+    expected = Optimum(75, -3.0, 0.2, True)
+    both = combined(expected, Optimum(75, -2.0, 0.1, True))
+    assert both.log_lr == pytest.approx(-2.2)
+    assert both.sd == 0.1  # both rest on the same slope
+    assert not combined(expected, Optimum(75, -2.0, 0.1, False)).bracketed
 
 
 def test_longer_runs_are_less_certain() -> None:
