@@ -104,11 +104,13 @@ def continued(found: Optimum, horizon: int, response: float) -> Optimum:
 
 
 def combined(expected: Optimum, found: Optimum) -> Optimum:
-    """What was found where something was expected, weighted by what either is worth.
+    """What was found; with no worse rate on one side, what was expected counts by its variance.
 
     It is no surer than what was found: the slope that the expectation rests on is off in the same
     direction when the answer is continued.
     """
+    if found.bracketed:
+        return found
     weights = expected.sd**-2, found.sd**-2
     log_lr = (weights[0] * expected.log_lr + weights[1] * found.log_lr) / sum(weights)
     return replace(found, log_lr=log_lr)

@@ -76,12 +76,14 @@ def test_a_best_rate_goes_on_falling_with_the_length_of_the_run() -> None:
     assert continued(found, 750, 1.0).log_lr == -2
 
 
-def test_what_is_found_outweighs_what_was_expected_by_how_sure_it_is() -> None:
+def test_what_was_expected_counts_only_beside_a_place_that_is_not_bracketed() -> None:
     expected = Optimum(75, -3.0, 0.2, True)
-    both = combined(expected, Optimum(75, -2.0, 0.1, True))
+    bracketed = Optimum(75, -2.0, 0.1, True)
+    assert combined(expected, bracketed) == bracketed
+    both = combined(expected, Optimum(75, -2.0, 0.1, False))
     assert both.log_lr == pytest.approx(-2.2)
     assert both.sd == 0.1  # both rest on the same slope
-    assert not combined(expected, Optimum(75, -2.0, 0.1, False)).bracketed
+    assert not both.bracketed
 
 
 def test_longer_runs_are_less_certain() -> None:
