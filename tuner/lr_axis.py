@@ -31,6 +31,11 @@ class Axis:
         group, key, _ = self.rows[0]
         return float(group[key])
 
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters whose entries are moved."""
+        return [param for group, _, _ in self.rows for param in group["params"]]
+
     def set(self, lr: float, factor: float) -> None:
         """Every entry at `lr` times its ratio, scaled by the schedule's `factor`."""
         for group, key, ratio in self.rows:

@@ -105,7 +105,7 @@ def find_lr(
         loss: `loss(model, batch)`, the mean loss of a batch; or a criterion such as
             `nn.CrossEntropyLoss()` for batches of (inputs, targets).
         total_steps: length of the run to come; by default the optimizer's own, else 10 epochs.
-        steps: what the test may cost, in optimizer steps; by default 1.45 runs, at most 2000.
+        steps: what the test may cost, in optimizer steps; by default 1.48 runs, at most 2000.
         val_loader: judges the short runs in place of held-out training batches.
         schedule: of the run to come; by default the optimizer's own, else warm-up and cosine.
         accumulation_steps: batches of one optimizer step.

@@ -1,28 +1,28 @@
 """From held-out losses of short runs to the learning rate of a whole run: pure, no training.
 
-Short runs favour high learning rates. The bias is measured, not assumed away: the best rates of two
-horizons give a slope over the logarithm of the horizon, and the line goes on to the length of the
-run. A slope from two noisy points is uncertain, so it is shrunk towards what other tasks showed
-(`SLOPE`, measured by `benchmarks/lr_finder.py`); the interval carries both uncertainties.
+Short runs favour high learning rates, by how much depends on the rule. An update that follows the
+gradient is limited by curvature, which does not know how long a run is: slope 0 over the logarithm
+of the length. An update of fixed length has to cover the distance to the minimum and then to settle
+there: between -1, where only the distance counts, and -1/2, where noise does. Two horizons do not
+tell more than that: the slope between them does not predict the one after them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Decades of the best learning rate for each decade of the horizon: mean and standard deviation.
-SLOPE, SLOPE_SD = -0.35, 0.3
+# Decades of the best learning rate for each decade of the horizon, of an update of fixed length,
+# and half of what theory leaves open.
+FIXED_SLOPE, SLOPE_SD = -0.75, 0.25
 # How well one horizon tells its own best rate, in decades, beside what the batches show.
-LOCATION_SD = 0.15
-# What a straight line over the horizon misses, in decades for each decade.
-CURVATURE_SD = 0.1
+LOCATION_SD = 0.1
 # A best rate at the end of what was tried may lie beyond it.
 UNBRACKETED_SD = 0.3
 # The larger of two rises counts for so many of the smaller: beyond the best rate is a cliff.
@@ -42,15 +42,6 @@ class Optimum:
     log_lr: float
     sd: float
     bracketed: bool
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The best learning rate of a whole run, in log10, its standard deviation and the slope."""
-
-    log_lr: float
-    sd: float
-    slope: float
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -100,19 +91,29 @@ def locate(horizon: int, log_lrs: Sequence[float], losses: Array, seed: int = 0)
     return Optimum(horizon, found, sd, bracketed)
 
 
-def extrapolate(optima: Sequence[Optimum], run_steps: int) -> Answer:
-    """The best rate at `run_steps`: a line over log10(horizon), its slope shrunk towards SLOPE."""
-    t = np.array([math.log10(each.horizon / run_steps) for each in optima])
-    x = np.array([each.log_lr for each in optima])
-    noise = np.array([each.sd**2 for each in optima]) + (CURVATURE_SD * t) ** 2
-    design = np.stack([np.ones_like(t), t], axis=1)
-    precision = design.T @ (design / noise[:, None])
-    precision[1, 1] += 1 / SLOPE_SD**2
-    right = design.T @ (x / noise)
-    right[1] += SLOPE / SLOPE_SD**2
-    mean = np.linalg.solve(precision, right)
-    variance = np.linalg.inv(precision)[0, 0]
-    return Answer(float(mean[0]), math.sqrt(float(variance)), float(mean[1]))
+def slope(response: float) -> float:
+    """Decades of the best rate for each decade of the horizon; see `tuner.lr_response`."""
+    return FIXED_SLOPE * (1 - response)
+
+
+def continued(found: Optimum, horizon: int, response: float) -> Optimum:
+    """The best rate of a longer horizon from that of a shorter one."""
+    decades = math.log10(horizon / found.horizon)
+    log_lr = found.log_lr + slope(response) * decades
+    return Optimum(horizon, log_lr, math.hypot(found.sd, SLOPE_SD * decades), found.bracketed)
+
+
+def combined(expected: Optimum, found: Optimum) -> Optimum:
+    """What was found; with no worse rate on one side, what was expected counts by its variance.
+
+    It is no surer than what was found: the slope that the expectation rests on is off in the same
+    direction when the answer is continued.
+    """
+    if found.bracketed:
+        return found
+    weights = expected.sd**-2, found.sd**-2
+    log_lr = (weights[0] * expected.log_lr + weights[1] * found.log_lr) / sum(weights)
+    return replace(found, log_lr=log_lr)
 
 
 def improvement(before: Array, after: Array) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from tuner.data import to_device
 from tuner.errors import UsageError
 from tuner.lr_axis import Axis
 from tuner.lr_batches import Batches
+from tuner.lr_response import Gradients, response
 from tuner.seeding import restore_rng, rng_state
 from tuner.snapshot import Restore, nested, snapshot
 from tuner.workload import Workload
@@ -52,6 +53,9 @@ class Rig(Protocol):
 
     def warm(self, steps: int) -> None:
         """Take steps at a rate of zero from the snapshot, and make what comes out the snapshot."""
+
+    def response(self, lr: float) -> float:
+        """How far updates follow the gradient's length, 0 to 1; costs one step and many updates."""
 
     def held_out(self, batches: int) -> list[float]:
         """Losses of the first held-out batches at the present point, in evaluation mode."""
@@ -91,6 +95,23 @@ class _Rig(ABC):
             warmed()
 
         self._restore = restore
+
+    def response(self, lr: float) -> float:
+        """Of the parameters that the axis moves, from the moments of the snapshot."""
+        self.reset()
+        self.step(0, lr)
+        params = self.axis.params
+        gradients = [None if p.grad is None else p.grad.detach().clone() for p in params]
+
+        def restart() -> Gradients:
+            self.reset()
+            self.axis.set(lr, 1.0)
+            return gradients
+
+        def update() -> None:
+            take_step(self.optimizer, lambda: torch.zeros(()))
+
+        return response(params, update, restart)
 
     def held_out(self, batches: int) -> list[float]:
         """Losses of held-out batches; random numbers drawn here move nothing."""

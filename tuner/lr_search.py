@@ -22,16 +22,17 @@ from tuner.records import LrCurve
 Progress = Callable[[int, int], None]
 
 # A test costs this share of the run that it is for, and no more than BUDGET steps.
-SHARE, BUDGET = 1.45, 2000
+SHARE, BUDGET = 1.48, 2000
 # Of the budget: the longer horizon takes three or four runs of this share.
-LONG_SHARE, SHORT_OF_LONG = 0.172, 0.16
+LONG_SHARE, SHORT_OF_LONG = 0.165, 0.16
 RAMP_SHARE, RAMP_STEPS = 0.09, (36, 60)
 SHORTEST, LONG_ENOUGH = 4, 12
 # Decades between neighbouring runs.
 SHORT_STEP, LONG_STEP = 0.5, 0.3
 SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
-# Held-out batches that judge a run; a forward pass costs a third of a step.
-SHORT_LOOKS, LONG_LOOKS, LOOK = 4, 8, 1 / 3
+# Held-out batches that judge a run, of longer ones as a share of its steps and within bounds; a
+# forward pass costs a third of a step.
+SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.22, (8, 16), 1 / 3
 # Before a test gives up it looks at so many; these are never trained on in the first epoch.
 MOST_LOOKS = 32
 # A run within this share of the best one's gain is as good as the best.
@@ -41,8 +42,8 @@ SIGNIFICANT, LOST = 2.0, 3.0
 # The search box around the suggestion: a study also moves what was fixed here.
 BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
 WIDE_SD = 0.5  # decades
-# Share of a short run that its warm-up may take.
-MOST_WARMUP = 0.3
+# Share of a short run that its warm-up may take: a tenth of the whole run fits the longer ones.
+MOST_WARMUP = 0.4
 # Steps at rate zero before the snapshot that all runs start from, so that moments are warm.
 WARM = 20
 
@@ -65,6 +66,11 @@ class Plan:
         short = max(round(SHORT_OF_LONG * long), SHORTEST, 2 * refresh if refresh > 1 else 0)
         ramp = min(max(round(RAMP_SHARE * budget), RAMP_STEPS[0]), RAMP_STEPS[1])
         return cls(run_steps, budget, ramp, short, max(long, 2 * short))
+
+    @property
+    def looks(self) -> int:
+        """Held-out batches that judge one of the longer runs."""
+        return min(max(round(LOOKS_SHARE * self.long), LONG_LOOKS[0]), LONG_LOOKS[1])
 
     @property
     def batches(self) -> int:
@@ -104,7 +110,7 @@ class Search:
     def run(self) -> LrCurve:
         """Ramp, short runs, longer runs, answer; or a refusal that says why."""
         self.rig.reset()
-        self.before = self.rig.held_out(LONG_LOOKS)
+        self.before = self.rig.held_out(self.plan.looks)
         if np.isfinite(self.before).all() and self.start is None:
             self.rig.warm(WARM)
         self.noise = float(np.std(self.before)) if np.isfinite(self.before).all() else 0.0
@@ -117,15 +123,18 @@ class Search:
         start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
         short = self._bracket(self.plan.short, start, SHORT_STEP, SHORT_RUNS, SHORT_LOOKS)
         first = self._locate(self.plan.short)
-        shift = lr_fit.SLOPE * math.log10(self.plan.long / self.plan.short)
-        rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * LONG_LOOKS)
+        response = self.rig.response(10**first.log_lr)
+        expected = lr_fit.continued(first, self.plan.long, response)
+        rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * self.plan.looks)
         most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
-        long = self._bracket(self.plan.long, first.log_lr + shift, LONG_STEP, most, LONG_LOOKS)
+        long = self._bracket(self.plan.long, expected.log_lr, LONG_STEP, most, self.plan.looks)
         learned = any(learns(self.before, fork.losses) for fork in short)
         if all(map(self._is_lost, long)) and not learned:
             reason = "every short run explodes, whatever its learning rate"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
-        return self._answer(points, top, long)
+        found = lr_fit.combined(expected, self._locate(self.plan.long))
+        answer = lr_fit.continued(found, self.plan.run_steps, response)
+        return self._answer(points, top, long, answer)
 
     @property
     def cost(self) -> float:
@@ -199,7 +208,9 @@ class Search:
         done = math.ceil(self.cost)
         self.progress(min(done, self.plan.budget), self.plan.budget)
 
-    def _answer(self, points: Points, top: float | None, long: list[Fork]) -> LrCurve:
+    def _answer(
+        self, points: Points, top: float | None, long: list[Fork], answer: lr_fit.Optimum
+    ) -> LrCurve:
         before, best = self.before, min(long, key=lambda fork: fork.loss)
         diverges_at = self._divergence(top)
         in_doubt = not learns(before, best.losses)
@@ -214,7 +225,6 @@ class Search:
         if not optima[-1].bracketed and not optima[0].bracketed:
             reason = "the loss goes on falling to the end of the rates tried: give a wider range"
             return self._told(refusal(points, diverges_at, "boundary", reason))
-        answer = lr_fit.extrapolate(optima, self.plan.run_steps)
         below, above = answer.interval
         lr, interval = 10**answer.log_lr, (10**below, 10**above)
         limit = math.inf if diverges_at is None else diverges_at / BELOW_DIVERGENCE

@@ -23,7 +23,7 @@ class Request:
     Attributes:
         task: `package.module:function`, imported from `search_path` first.
         batch_size: in examples; the suggestion holds for this batch size.
-        steps: what a test may cost in optimizer steps; None for 1.45 runs, at most 2000 steps.
+        steps: what a test may cost in optimizer steps; None for 1.48 runs, at most 2000 steps.
         run_steps: length of the run that the answer is for; None for 10 epochs.
         quick: one classic ramp instead of short runs.
         on: "train" or "val": whose held-out loss judges the short runs.

@@ -4,17 +4,19 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.lr_fit import (
-    SLOPE,
+    FIXED_SLOPE,
     UNBRACKETED_SD,
     Optimum,
-    extrapolate,
+    combined,
+    continued,
     improvement,
     locate,
     lowest,
+    slope,
     vertex,
 )
 
@@ -61,41 +63,46 @@ def test_noise_widens_the_uncertainty() -> None:
     assert locate(75, [0.0, 0.5], np.array([[2.0, 2.0], [1.0, 1.0]])).sd == UNBRACKETED_SD
 
 
-def optima(slope: float, short: int = 12, long: int = 75, sd: float = 0.15) -> list[Optimum]:
-    """The best rate of a run of 300 steps is 1e-2."""
-    rates = [-2 + slope * math.log10(horizon / 300) for horizon in (short, long)]
-    return [Optimum(h, x, sd, True) for h, x in zip((short, long), rates, strict=True)]
+def test_the_slope_lies_between_what_curvature_and_what_distance_ask_for() -> None:
+    assert slope(1.0) == 0
+    assert slope(0.0) == FIXED_SLOPE
+    assert FIXED_SLOPE < slope(0.6) < slope(0.7) < 0
 
 
-@settings(deadline=None)
-@given(slope=st.floats(-0.9, 0.1))
-def test_the_bias_of_short_runs_is_measured_and_corrected(slope: float) -> None:
-    exact = extrapolate(optima(slope, sd=0.001), 300)
-    assert exact.log_lr == pytest.approx(-2, abs=0.15)
-    noisy = extrapolate(optima(slope), 300)
-    assert abs(noisy.slope - SLOPE) <= abs(slope - SLOPE) + 1e-9  # shrunk towards the usual
-    assert noisy.interval[0] < -2 < noisy.interval[1]
+def test_a_best_rate_goes_on_falling_with_the_length_of_the_run() -> None:
+    found = Optimum(75, -2.0, 0.1, True)
+    assert continued(found, 75, 0.0).log_lr == -2
+    assert continued(found, 750, 0.0).log_lr == pytest.approx(-2 + FIXED_SLOPE)
+    assert continued(found, 750, 1.0).log_lr == -2
+
+
+def test_what_was_expected_counts_only_beside_a_place_that_is_not_bracketed() -> None:
+    expected = Optimum(75, -3.0, 0.2, True)
+    bracketed = Optimum(75, -2.0, 0.1, True)
+    assert combined(expected, bracketed) == bracketed
+    both = combined(expected, Optimum(75, -2.0, 0.1, False))
+    assert both.log_lr == pytest.approx(-2.2)
+    assert both.sd == 0.1  # both rest on the same slope
+    assert not both.bracketed
 
 
 def test_longer_runs_are_less_certain() -> None:
-    found = optima(-0.4)
-    deviations = [extrapolate(found, steps).sd for steps in (75, 300, 3000, 100_000)]
+    found = Optimum(75, -2.0, 0.1, True)
+    deviations = [continued(found, steps, 0.5).sd for steps in (75, 300, 3000, 100_000)]
     assert deviations == sorted(deviations)
-    assert deviations[-1] > 2 * deviations[0]
+    assert deviations[0] == pytest.approx(0.1)
+    assert deviations[-1] > 2 * deviations[1]
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """Slopes between the two limits of theory, for a rule of fixed length."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(400):
-        slope = rng.normal(SLOPE, 0.3)
-        rows = [
-            Optimum(h, slope * math.log10(h / 300) + rng.normal(0, 0.15), 0.15, True)
-            for h in (12, 75)
-        ]
-        below, above = extrapolate(rows, 300).interval
+        log_lr = rng.uniform(0.5, 1.0) * math.log10(300 / 75) + rng.normal(0, 0.1)
+        below, above = continued(Optimum(75, log_lr, 0.1, True), 300, 0.0).interval
         held += below < 0 < above
-    assert 0.77 < held / 400 < 0.92
+    assert 0.8 < held / 400 < 0.97
 
 
 def test_improvements_are_paired_by_batch() -> None:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--steps",
     type=click.IntRange(min=20),
-    help="What one test may cost, in optimizer steps.  [default: 1.45 runs, at most 2000]",
+    help="What one test may cost, in optimizer steps.  [default: 1.48 runs, at most 2000]",
 )
 @click.option("--quick", is_flag=True, help="One classic ramp: cheap, without an interval.")
 @click.option(

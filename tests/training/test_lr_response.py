@@ -1,0 +1,75 @@
+"""How far updates follow the gradient, on the library's rules and torch's."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import optimizers
+from optimizers.mistakes import MISTAKES
+from tuner.lr_axis import axis_of
+from tuner.lr_batches import Batches
+from tuner.lr_response import response
+from tuner.lr_rigs import LoaderRig
+from tuner.snapshot import preserved
+
+
+def measured(make: object, lr: float = 1e-3) -> float:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    optimizer = make(model)  # type: ignore[operator]
+    loader = DataLoader(TensorDataset(torch.randn(800, 6), torch.randint(0, 3, (800,))), 16)
+    before = [p.detach().clone() for p in model.parameters()]
+    with preserved(model, optimizer, loader) as restore:
+        batches = Batches(loader, "loader", 40)
+        rig = LoaderRig(
+            model,
+            optimizer,
+            axis_of(optimizer),
+            restore,
+            train=batches,
+            held_out=batches,
+            first=8,
+            loss=lambda m, batch: nn.functional.cross_entropy(m(batch[0]), batch[1]),
+        )
+        rig.warm(20)
+        found = rig.response(lr)
+        assert rig.steps == 21
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high"),
+    [
+        ("sgd", 0.99, 1.0),
+        ("adamw", 0.5, 0.8),  # after thirty steps there is momentum left, and most of the moment
+        ("rmsprop", 0.5, 0.8),
+        ("lion", 0.0, 0.02),
+        ("lamb", 0.0, 0.1),
+        ("muon", 0.0, 0.1),
+    ],
+)
+def test_signs_and_trust_ratios_do_not_follow_the_gradient(
+    rule: str, low: float, high: float
+) -> None:
+    found = measured(lambda m: optimizers.create(rule, m, silence=MISTAKES))
+    assert low <= found <= high
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9),
+        lambda m: torch.optim.Adam(m.parameters()),
+        lambda m: torch.optim.Adagrad(m.parameters()),
+        lambda m: optimizers.SAM(m.parameters(), base="sgd", rho=0.05),
+    ],
+)
+def test_a_foreign_or_wrapped_rule_is_measured_like_any_other(make: object) -> None:
+    assert measured(make) > 0.5
+
+
+def test_parameters_that_never_move_tell_nothing() -> None:
+    still = [torch.zeros(3)]
+    assert response(still, lambda: None, lambda: [torch.ones(3)]) == 0.5
