@@ -27,13 +27,15 @@ def expected(
     Runs that judge take no part.
     """
     runs = [t for stage in stages for t in history.of(stage, arm) if t.state not in OPEN]
-    searched = [t.point for t in runs if t.stage != "defaults"]
     default = default_point(spec, spec.arm(arm))
-    space = _around(arm_space(spec, spec.arm(arm), None), searched or [t.point for t in runs])
+    # runs from before a budget by the clock was known lack the axes that it afforded
+    points = {t.number: {**default, **t.point} for t in runs}
+    searched = [points[t.number] for t in runs if t.stage != "defaults"]
+    space = _around(arm_space(spec, spec.arm(arm), None), searched or [*points.values()])
     original: dict[tuple[float, ...], Point] = {}
     seen: list[Observation] = []
     for trial in runs:
-        complete = {d.name: trial.point.get(d.name, default[d.name]) for d in space}
+        complete = {d.name: points[trial.number][d.name] for d in space}
         original.setdefault(tuple(complete.values()), trial.point)
         seen.append(replace(observation(trial), point=complete))
     found = estimates(space, seen, spec.study.direction, length)
