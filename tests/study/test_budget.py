@@ -9,8 +9,10 @@ from tests.study.test_bounds import optimum_at
 from tuner.answer import arm_scores
 from tuner.errors import UsageError
 from tuner.forecast import forecast
+from tuner.space import default_point
 from tuner.spec import StudySpec
 from tuner.stages import History, calibration, full_costs, next_trials, resolved
+from tuner.stages.expected import expected
 
 INFO = {"n_train": 1000, "seconds_per_step": 1.0, "seconds_per_eval": 0.0}
 DERIVED = ("trials_per_arm", "confirm_seeds", "decide_seeds")
@@ -130,3 +132,16 @@ def test_calibration_says_what_can_be_detected() -> None:
     nothing = calibration(spec, History({}, {}))
     assert (nothing.sigma, nothing.detectable) == (None, None)
     assert "unknown" in str(nothing)
+
+
+def test_runs_from_before_the_budget_was_known_lack_axes_and_still_count() -> None:
+    """A limit by the clock becomes trials after calibration, and these afford further axes."""
+    data = {**WHOLE, "arms": [ADAMW]}
+    few, many = (study_spec(**{**data, "search": {"join": j}}) for j in ("none", "all"))
+    trials = simulate(few, lambda t: t.point["lr"])
+    first = {n: t for n, t in trials.items() if t.stage in ("calibrate", "defaults")}
+    name = many.arms[0].name
+    missing = default_point(many, many.arm(name)).keys() - first[min(first)].point.keys()
+    assert missing
+    found = [estimate.point for estimate in expected(many, History(first, {}), name)]
+    assert sorted(map(str, found)) == sorted({str(t.point) for t in first.values()})
