@@ -52,11 +52,6 @@ class Call(ctypes.Structure):
     ]
 
 
-def address(values: array[Any] | None) -> int | None:
-    """Where an array lies in memory; None stands for C's null."""
-    return None if values is None else values.buffer_info()[0]
-
-
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """One graph in C++: ``columns`` and ``hypers`` are the order of its inputs.

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from optimizers.core import State, Values
 from optimizers.engines import flat
-from optimizers.kernels.kernel import Call, Kernel, address, blocks, threads_for
+from optimizers.kernels.kernel import Call, Kernel, blocks, threads_for
 from optimizers.kernels.source import STORAGE
-from optimizers.kernels.watch import Watch
+from optimizers.kernels.watch import Watch, address
 from optimizers.precision import COMPENSATION_DTYPE, as_real, compute_dtype
 
 POINTER: Callable[[Tensor], int] = Tensor.data_ptr

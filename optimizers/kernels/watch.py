@@ -35,9 +35,9 @@ def interface() -> array[int] | None:
     return array("q", [ctypes.cast(function, c_void_p).value or 0 for function in functions])
 
 
-def address(values: array[int]) -> int:
-    """Where an array lies in memory."""
-    return values.buffer_info()[0]
+def address(values: array[Any] | None) -> int | None:
+    """Where an array lies in memory; None stands for C's null."""
+    return None if values is None else values.buffer_info()[0]
 
 
 class Watch:
@@ -46,7 +46,7 @@ class Watch:
     def __init__(self, tensors: Sequence[Tensor], library: ctypes.CDLL) -> None:
         self.tensors, self.unchanged = tensors, library.unchanged
         functions = interface()
-        self.arguments: tuple[int, ...] | None = None
+        self.arguments: tuple[int | None, ...] | None = None
         self.before = None if functions else self.look()
         if functions is None:
             return
