@@ -1,6 +1,7 @@
 """MLflow down, slow, broken or killed: the study goes on, says so once, and `sync` repairs."""
 
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -104,6 +105,22 @@ def test_a_study_goes_on_and_says_so_once(fault: Any, caplog: pytest.LogCaptureF
     for text in (warnings[0], report.message, ping_error):
         assert "hidden" not in text
         assert "\n" not in text
+
+
+def test_a_database_that_fails_is_told_in_its_own_words_without_the_statement(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    sink = MlflowSink(uri)
+    run_study(sink, STUDY, trials=1)
+    assert not sink.close(timeout=30).failed
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("DROP TABLE metrics")
+    sink = MlflowSink(uri)
+    run_study(sink, STUDY, trials=2)
+    message = sink.close(timeout=30).message
+    assert message.startswith(f"MLflow at {uri}: no such table: metrics; ")
+    assert [r.name for r in caplog.records] == ["tuner.mlflow"]
 
 
 def test_close_does_not_wait_for_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tuner.errors import BackendError
 from tuner.paths import mask_password
@@ -151,8 +151,8 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("mlflow", "alembic"):  # an error reaches us as an exception, and is told once
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri)
 
 
@@ -168,8 +168,12 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def problem(uri: str, error: BaseException) -> str:
-    """One line that says which MLflow failed, and how."""
-    detail = mask_password(" ".join(str(error).split()))[:300]
+    """One line that says which MLflow failed, and how: a database's own words, not the statement."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DBAPIError):
+        cause = cause.__cause__ or cause.__context__
+    text = str(error if cause is None else cause.orig)
+    detail = mask_password(" ".join(text.split()))[:300]
     return f"MLflow at {mask_password(uri)}: {detail or type(error).__name__}"
 
 
