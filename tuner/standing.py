@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.special import stdtrit
+
 from tuner.compare.statistics import t_interval
 from tuner.records import Stage, Trial
 from tuner.spec import StudySpec
@@ -28,7 +30,7 @@ from tuner.stages import (
     widenings,
 )
 
-_NORMAL = 1.96  # standard deviations to either side of a single run
+_ENOUGH = 3  # degrees of freedom of the seed noise; with fewer, an interval says nothing
 _RANGE: Stage = "lr-range"
 
 
@@ -46,7 +48,8 @@ class Best:
     """The best configuration of an arm so far.
 
     `low` and `high` bound its mean: by a t interval over fresh seeds, or for a single run by the
-    seed noise; a single run that was chosen for its score is optimistic.
+    seed noise, once enough runs tell of that. A single run that was chosen for its score is
+    optimistic.
     """
 
     value: float
@@ -113,7 +116,7 @@ def _cost_of(spec: StudySpec, history: History, stage: Stage, full: Cost | None)
     return Cost(full.steps * length, full.seconds * length)
 
 
-def best_of(spec: StudySpec, history: History, arm: str, sigma: float | None) -> Best | None:
+def best_of(spec: StudySpec, history: History, arm: str, noise: Calibration) -> Best | None:
     """The best configuration of an arm so far: judged, else confirmed, else of one run."""
     point = chosen_point(spec, history, arm)
     judged = judged_trials(spec, history, arm)
@@ -124,20 +127,21 @@ def best_of(spec: StudySpec, history: History, arm: str, sigma: float | None) ->
             values = [t.value or 0.0 for t in done]
             interval = t_interval(values) if len(values) > 1 else None
             mean = statistics.fmean(values)
-            low, high = (interval.low, interval.high) if interval else _one_run(mean, sigma)
+            low, high = (interval.low, interval.high) if interval else _one_run(mean, noise)
             return Best(mean, low, high, len(done), fresh, done[0].params, done[0].number)
     tried = [*history.first_runs(arm), *history.of("explore", arm)]
     first = next(iter(better_first(spec, tried or history.of("screen", arm))), None)
     if first is None or first.value is None:
         return None
-    low, high = _one_run(first.value, sigma)
+    low, high = _one_run(first.value, noise)
     return Best(first.value, low, high, 1, False, first.params, first.number)
 
 
-def _one_run(value: float, sigma: float | None) -> tuple[float | None, float | None]:
-    if sigma is None:
+def _one_run(value: float, noise: Calibration) -> tuple[float | None, float | None]:
+    if noise.sigma is None or noise.freedom < _ENOUGH:
         return (None, None)
-    return (value - _NORMAL * sigma, value + _NORMAL * sigma)
+    either_side = stdtrit(noise.freedom, 0.975) * noise.sigma
+    return (value - either_side, value + either_side)
 
 
 def known_limits(trials: Sequence[Trial]) -> dict[str, int]:
@@ -170,7 +174,7 @@ def standing_of(spec: StudySpec, history: History) -> Standing:
                 name=arm.name,
                 finished=by_arm[arm.name],
                 expected=sum(stage[arm.name] for stage in expected.values()),
-                best=best_of(spec, history, arm.name, noise.sigma),
+                best=best_of(spec, history, arm.name, noise),
                 lr_box=(axis.low, axis.high),
                 on_bound=[str(hit) for hit in widenings(spec, history, arm.name)],
                 flags=unresolved_bounds(spec, history, arm.name),

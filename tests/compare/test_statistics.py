@@ -245,3 +245,11 @@ def test_confirmation_takes_the_luck_off_a_score():
 
 def test_a_search_that_no_arm_or_one_arm_tells_costs_nothing():
     assert losses(([], {}, None), ([1.0], {}, None)) is None
+
+
+def test_the_interval_of_a_deviation_holds_it_as_often_as_it_says() -> None:
+    seeds = 3
+    found = np.random.default_rng(0).normal(size=(20_000, seeds)).std(axis=1, ddof=1)
+    low, high = np.array([st.sd_interval(sd, seeds - 1) for sd in found]).T
+    assert np.mean((low < 1) & (high > 1)) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(high < 1) == pytest.approx(0.1, abs=0.01)

@@ -123,12 +123,20 @@ def test_calibration_says_what_can_be_detected() -> None:
             return noise[trial.stage][len(index) - 1]
         return 0.0
 
-    trials = {n: t for n, t in simulate(spec, noisy).items() if t.stage in noise}
-    found = calibration(spec, History(trials, {}))
+    def first_runs() -> History:
+        values.clear()
+        return History({n: t for n, t in simulate(spec, noisy).items() if t.stage in noise}, {})
+
+    found = calibration(spec, first_runs())
     assert found.sigma == pytest.approx(0.02**0.5)  # the other point tells nothing
-    assert (found.runs, found.seeds) == (2, 9)
+    assert (found.runs, found.freedom, found.seeds) == (2, 1, 9)
     assert 0.1 < found.detectable < 0.4
     assert f"{found.detectable:.3g}" in str(found)
+    assert "seed noise 0.141 (2 runs; likely 0.086 .. 1.1)" in str(found)
+    noise["calibrate"] = (0.2, 0.2)  # a coarse metric
+    alike = calibration(spec, first_runs())
+    assert (alike.sigma, alike.detectable) == (None, None)
+    assert "2 runs ended alike" in str(alike)
     nothing = calibration(spec, History({}, {}))
     assert (nothing.sigma, nothing.detectable) == (None, None)
     assert "unknown" in str(nothing)

@@ -1,12 +1,15 @@
 """Where a study stands while it runs: stage, arms, best with its interval, what is left."""
 
+from dataclasses import replace
+
 import pytest
+import scipy.stats
 
 from tests.study.specs import CURVE, WHOLE, simulate, study_spec
 from tests.study.test_bounds import optimum_at
 from tuner.records import Failure
-from tuner.stages import History
-from tuner.standing import remaining, standing_of
+from tuner.stages import History, calibration
+from tuner.standing import best_of, remaining, standing_of
 
 SPEC = study_spec(**WHOLE)
 
@@ -52,13 +55,16 @@ def test_at_the_end_nothing_is_left_and_fresh_runs_judge(trials: dict) -> None:
         assert arm.best.low < arm.best.value < arm.best.high
 
 
-def test_a_single_run_has_the_interval_of_the_seed_noise(trials: dict) -> None:
+def test_a_single_run_has_the_interval_of_the_seed_noise_once_that_is_known(trials: dict) -> None:
     first = min(n for n, t in trials.items() if t.stage == "confirm")
-    standing = standing_of(SPEC, part(trials, first))
-    assert standing.stage == "confirm"
-    best, sigma = standing.arms[0].best, standing.calibration.sigma
-    assert (best.runs, best.fresh) == (1, False)
-    assert best.high - best.low == pytest.approx(2 * 1.96 * sigma)
+    history = part(trials, first)
+    noise = calibration(SPEC, history)
+    few, enough = (
+        best_of(SPEC, history, SPEC.arms[0].name, replace(noise, freedom=n)) for n in (2, 5)
+    )
+    assert (few.runs, few.fresh, few.low, few.high) == (1, False, None, None)
+    low, high = scipy.stats.t.interval(0.95, 5, enough.value, noise.sigma)
+    assert (enough.low, enough.high) == pytest.approx((low, high))
 
 
 def test_time_left_counts_slots_and_short_runs(trials: dict) -> None:

@@ -319,6 +319,15 @@ def fewest_seeds(alpha: float) -> int:
     return int(np.ceil(np.log2(2 / alpha) - 1e-9))
 
 
+def sd_interval(sd: float, freedom: int, confidence: float = 0.8) -> tuple[float, float]:
+    """The chi-squared interval of a normal standard deviation with `freedom` degrees of freedom."""
+    from scipy.special import chdtri
+
+    tail = (1 - confidence) / 2
+    low, high = (sd * np.sqrt(freedom / chdtri(freedom, p)) for p in (tail, 1 - tail))
+    return float(low), float(high)
+
+
 def minimum_detectable_effect(
     n: int, sd: float, comparisons: int = 1, alpha: float = 0.05, power: float = 0.8
 ) -> float | None:

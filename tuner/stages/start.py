@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuner.compare.statistics import minimum_detectable_effect
+from tuner.compare.statistics import minimum_detectable_effect, sd_interval
 from tuner.records import Trial
 from tuner.space import Point, arm_space, default_point, inside, suggested_point
 from tuner.spec import ArmSection, StudySpec
 from tuner.stages.history import (
-    FIRST_RUNS,
     TRYING,
     History,
     Phase,
@@ -85,11 +85,13 @@ LR_RANGE = Phase("lr-range", _lr_range, given_point, to_the_end)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the first runs say about the study that follows.
+    """What runs that differ in their seeds only say about a study.
 
     Attributes:
-        sigma: the seed standard deviation of the metric; None with fewer than two runs of an arm.
+        sigma: the seed standard deviation of the metric, pooled over configurations; None without
+            two runs of one, or when all such runs ended alike.
         runs: how many runs it comes from.
+        freedom: its degrees of freedom: runs less configurations.
         detectable: the smallest difference between two arms that the decide stage finds in four
             of five studies, after correction for the number of arms.
         seeds: with which it does so.
@@ -97,6 +99,7 @@ class Calibration:
 
     sigma: float | None
     runs: int
+    freedom: int
     detectable: float | None
     seeds: int
     step_seconds: float | None
@@ -104,8 +107,11 @@ class Calibration:
 
     def __str__(self) -> str:
         if self.sigma is None:
-            return "seed noise: unknown, fewer than two runs of one arm completed"
-        text = f"seed noise {self.sigma:.3g} ({self.runs} runs)"
+            alike = f"{self.runs} runs ended alike, which tells nothing yet"
+            reason = alike if self.runs else "fewer than two runs of one configuration completed"
+            return f"seed noise: unknown, {reason}"
+        low, high = sd_interval(self.sigma, self.freedom)
+        text = f"seed noise {self.sigma:.3g} ({self.runs} runs; likely {low:.2g} .. {high:.2g})"
         if self.detectable is None:
             return f"{text}; one seed for the decision shows no difference at all"
         return (
@@ -115,29 +121,26 @@ class Calibration:
 
 
 def calibration(spec: StudySpec, history: History) -> Calibration:
-    """Seed noise, cost and what they mean, from runs that differ in their seeds only."""
-    runs = [t for t in history.first_runs() if t.state == "completed" and t.value is not None]
-    groups = [
-        [t.value or 0.0 for t in runs if (t.arm, t.stage) == (arm.name, stage)]
-        for arm in spec.arms
-        for stage in FIRST_RUNS
-    ]
-    several = [values for values in groups if len(values) > 1]
+    """Seed noise, cost and what they mean, from all full runs that share a configuration."""
+    groups = defaultdict(list)
+    for trial in (*history.first_runs(), *history.of("confirm"), *history.of("decide")):
+        groups[trial.arm, *sorted(trial.point.items())].append(trial)
+    several = [v for v in map(completed_values, groups.values()) if len(v) > 1]
     freedom = sum(len(values) - 1 for values in several)
-    sigma = None
-    if freedom:
-        squares = sum(statistics.variance(v) * (len(v) - 1) for v in several)
-        sigma = math.sqrt(squares / freedom)
+    squares = sum(statistics.variance(v) * (len(v) - 1) for v in several)
+    sigma = math.sqrt(squares / freedom) if squares else None
     seeds = judging_seeds(spec)
     detectable = None
     if sigma is not None:
         others = max(1, len(spec.arms) - 1)
         detectable = minimum_detectable_effect(seeds, sigma, others)
+    runs = [t for group in groups.values() for t in group if t.state == "completed"]
     rates = [t.wall_seconds / t.steps for t in runs if t.steps]
     memory = [int(t.info["peak_memory_bytes"]) for t in runs if "peak_memory_bytes" in t.info]
     return Calibration(
         sigma=sigma,
         runs=sum(map(len, several)),
+        freedom=freedom,
         detectable=detectable,
         seeds=seeds,
         step_seconds=statistics.median(rates) if rates else None,

@@ -168,7 +168,7 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def problem(uri: str, error: BaseException) -> str:
-    """One line that says which MLflow failed, and how: a database's own words, not the statement."""
+    """One line that says which MLflow failed, and how, in its database's own words if it can."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, DBAPIError):
         cause = cause.__cause__ or cause.__context__
