@@ -63,14 +63,15 @@ def comparison_table(comparison: Comparison, console_width: int = 100) -> Table:
 def lr_curve_text(curves: Mapping[str, LrCurve], width: int = 80, height: int = 20) -> str:
     """Range tests in characters, without colour codes; suggestions are vertical lines.
 
-    Drawn are the longest runs, or the ramp of a quick test; at the bottom lie the 80 % intervals,
-    at the top an "x" where training explodes. The loss axis ends a little above the starting loss,
-    so that an explosion does not flatten what matters. `width` and `height` are in characters.
+    Drawn are the runs of both lengths, or the ramp of a quick test; at the bottom lie the 80 %
+    intervals, at the top an "x" where training explodes. The loss axis ends a little above the
+    losses of the lowest rates, so that an explosion does not flatten what matters. `width` and
+    `height` are in characters.
     """
     import plotext
 
-    drawn = {name: lr_lines(curve) for name, curve in curves.items()}
-    drawn = {name: lines for name, lines in drawn.items() if lines}
+    every = {name: lr_lines(curve) for name, curve in curves.items()}
+    drawn = {name: lines[1:] or lines for name, lines in every.items() if lines}
     if not drawn:
         return "no curve to draw: no finite loss"
     low, high = loss_limits([line for lines in drawn.values() for line in lines])
@@ -81,9 +82,10 @@ def lr_curve_text(curves: Mapping[str, LrCurve], width: int = 80, height: int = 
     seen: list[float] = []
     for k, (name, lines) in enumerate(drawn.items()):
         curve, marker = curves[name], _MARKERS[k % len(_MARKERS)]
-        kept = [(math.log10(x), y) for x, y in lines[-1] if y <= high]
-        plotext.plot([x for x, _ in kept], [y for _, y in kept], marker=marker)
-        seen += [x for x, _ in kept]
+        for line in lines:
+            kept = [(math.log10(x), y) for x, y in line if y <= high]
+            plotext.plot([x for x, _ in kept], [y for _, y in kept], marker=marker)
+            seen += [x for x, _ in kept]
         if curve.interval_low and curve.interval_high:
             ends = [math.log10(curve.interval_low), math.log10(curve.interval_high)]
             row = low + (high - low) * 0.05 * (k + 0.5)
@@ -102,4 +104,5 @@ def lr_curve_text(curves: Mapping[str, LrCurve], width: int = 80, height: int = 
     text = str(plotext.uncolorize(plotext.build())).rstrip("\n")
     plotext.clear_figure()
     names = ", ".join(f"{n} ({_MARKERS[k % len(_MARKERS)]})" for k, n in enumerate(drawn))
-    return f"loss of {names}; vertical line: suggested learning rate\n{text}"
+    legend = "vertical: suggested learning rate; bars at the bottom: 80 % interval; x: explodes"
+    return f"loss of {names}\n{legend}\n{text}"
