@@ -31,6 +31,9 @@ confirm_seeds = 2
 decide_seeds = 2
 lr_range_steps = 40
 
+[run]
+slots = 1
+
 [[arms]]
 optimizer = "adamw"
 
@@ -95,7 +98,7 @@ def test_show(ask: Tuner) -> None:
         assert arm["finished"] == arm["expected"]
         assert arm["best"]["fresh"]
         assert arm["best"]["low"] <= arm["best"]["value"] <= arm["best"]["high"]
-    assert study["calibration"]["runs"] == 2
+    assert study["calibration"]["runs"] == 2 + 2 * (2 + 2)  # each arm's confirmed and decided
     shown = ask("study", "show", "small")
     assert shown.code == 0
     assert "sgd-cosine" in shown.out
@@ -290,12 +293,17 @@ def test_without_a_database_there_is_nothing_to_start_from(tuner: Tuner, tmp_pat
     assert not (tmp_path / ".tuner").exists()
 
 
-def test_a_name_that_is_taken_and_its_replacement(ask: Tuner, home: Path, tmp_path: Path) -> None:
-    shutil.copytree(home, tmp_path / "copy")
+def test_a_name_that_is_taken(ask: Tuner, tmp_path: Path) -> None:
     prepare(tmp_path)
-    taken = ask("--home", "copy", "study", "start", "small.toml")
+    taken = ask("study", "start", "small.toml")
     assert (taken.code, taken.out) == (2, "")
     assert "small" in taken.err
+
+
+@pytest.mark.slow
+def test_a_study_is_replaced(ask: Tuner, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    prepare(tmp_path)
     replaced = ask("--home", "copy", "study", "start", "small.toml", "--replace", "--json")
     assert replaced.code == 0, replaced.err
     assert replaced.json["study"] == "small"

@@ -141,7 +141,8 @@ def test_a_dead_coordinator_of_this_host_is_succeeded_at_once(env: Environment) 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with a study file, as a user has it."""
-    (tmp_path / "small.toml").write_text(toml_of(study_data(run={"slots": 2})))
+    budget = {"trials_per_arm": 3, "confirm_top": 1, "decide_seeds": 2}
+    (tmp_path / "small.toml").write_text(toml_of(study_data(budget=budget, run={"slots": 2})))
     return tmp_path
 
 
