@@ -56,7 +56,7 @@ LAYERS = {
         ("tuner.stages",),
         (
             *("tuner.advice", "tuner.answer", "tuner.findings", "tuner.forecast"),
-            *("tuner.jobs", "tuner.lease", "tuner.standing"),
+            *("tuner.jobs", "tuner.lease", "tuner.snippet", "tuner.standing"),
         ),
         ("tuner.seeding", "tuner.data", "tuner.checkpoint", "tuner.lr_curve", "tuner.snapshot"),
         ("tuner.lr_axis", "tuner.lr_batches", "tuner.lr_fit", "tuner.lr_ramp", "tuner.lr_response"),

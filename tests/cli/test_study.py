@@ -8,9 +8,12 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import optimizers
 from tests.cli.conftest import Result, Tuner
 from tests.jobs import TASKS
 
@@ -212,6 +215,26 @@ def test_export(ask: Tuner) -> None:
     rows = list(csv.DictReader(io.StringIO(exported)))
     assert len(rows) == len(ask("trial", "list", "small", "--json").json)
     assert ask("study", "export", "small", "--format", "json").json
+
+
+def test_code_trains_with_what_was_found(ask: Tuner, home: Path) -> None:
+    printed = ask("study", "code", "small", "--arm", "sgd-cosine")
+    found = ask("study", "code", "small", "--arm", "sgd-cosine", "--json").json
+    model = torch.nn.Linear(3, 2)
+    names: dict[str, Any] = {"model": model}
+    exec(printed.out, names)
+    assert names["batch_size"] == found["configuration"]["batch_size"]
+    assert names["total_steps"] == found["steps"]
+    optimizer, arguments = names["optimizer"], found["configuration"]["optimizer_args"]
+    assert isinstance(optimizer, optimizers.SGD)
+    assert arguments["lr"] > 0
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(arguments["lr"])  # cosine starts at its peak
+    leader = ask("study", "compare", "small", "--json").json["arms"][0]["name"]
+    assert ask("study", "code", "small").out.startswith(f"# study small: {leader}, ")
+    wrong = ask("study", "code", "small", "--arm", "lion")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "adamw-constant" in wrong.err
 
 
 def test_report(ask: Tuner, tmp_path: Path) -> None:

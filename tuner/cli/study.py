@@ -14,6 +14,7 @@ TABLE = {
     "show": "tuner.cli.study_show:show",
     "compare": "tuner.cli.study_compare:compare",
     "report": "tuner.cli.study_read:report",
+    "code": "tuner.cli.study_read:code",
     "export": "tuner.cli.study_read:export",
     "delete": "tuner.cli.study_run:delete",
 }

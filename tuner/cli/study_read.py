@@ -1,4 +1,4 @@
-"""The commands that look at studies: list, report, export."""
+"""The commands that look at studies: list, report, export, code."""
 
 from __future__ import annotations
 
@@ -116,3 +116,41 @@ def export(context: Context, name: str, kind: str) -> None:
         print_json([as_record(t) for t in trials])
     else:
         click.echo(trials_csv(trials), nl=False)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--arm", metavar="ARM", help="Another arm than the one that leads.")
+@json_option
+@pass_context
+def code(context: Context, name: str, arm: str | None, as_json: bool) -> None:
+    """Print the Python that trains with the settings that study NAME found.
+
+    The number of steps is that of the trials: a learning rate belongs to the length of a run.
+
+    \b
+    Examples:
+      tuner study code digits
+      tuner study code digits --arm lion-warmup_cosine
+      tuner study code digits --json
+    """
+    from tuner.compare.rows import chosen_runs
+    from tuner.compare.wording import mean_with_interval
+    from tuner.findings import Rows
+    from tuner.snippet import python_of
+
+    with closing(context.open_store()) as store:
+        rows = Rows(name, store)
+        found = rows.comparison
+    arms = {a.name: a for a in found.arms if chosen_runs(rows.trials, a)}
+    chosen = next(iter(arms.values())) if arm is None else arms.get(arm)
+    if chosen is None:
+        raise UsageError(f"{name}: no arm {arm!r} was judged; allowed: {', '.join(arms)}")
+    run = max(chosen_runs(rows.trials, chosen), key=lambda trial: trial.steps)
+    score = mean_with_interval(chosen, round(100 * (1 - found.alpha)))
+    title = f"study {name}: {chosen.name}, {chosen.verdict}; {found.metric} {score}"
+    if as_json:
+        configuration = run.configuration.model_dump()
+        print_json({"arm": chosen.name, "steps": run.steps, "configuration": configuration})
+    else:
+        click.echo(python_of(run.configuration, run.steps, title))

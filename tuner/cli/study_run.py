@@ -194,6 +194,7 @@ def _conclude(context: Context, result: Result, asked: threading.Event, as_json:
         return 0
     print_comparison(result.comparison)
     note(f"\nreport:    {os.path.relpath(result.report)}" if result.report else "")
+    note(f"its use:   tuner study code {name}")
     if context.mlflow_uri is not None:
         from tuner.store.mlflow import experiment_url, ui_command
 
