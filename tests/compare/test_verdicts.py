@@ -72,6 +72,14 @@ def test_the_answer_names_the_settings_of_the_winner():
     assert "Worse after correction: sgd (by 1, interval" in c.answer
 
 
+def test_arms_that_are_alike_on_every_seed_are_not_promised_a_decision_by_more_seeds():
+    """Accuracy 1 on every seed, say."""
+    c = judge(arm("a", [1.0] * 4), arm("b", [1.0] * 4))
+    assert said(c) == {"a": "contender", "b": "contender"}
+    assert "Alike on every seed: b. loss is too coarse" in c.answer
+    assert "more seeds" not in c.answer
+
+
 def test_arms_that_are_not_told_apart_are_contenders_with_seeds_still_needed():
     c = judge(arm("a", noisy(1)), arm("b", noisy(1.004, seed=1)), arm("c", noisy(5, seed=2)))
     assert said(c)["c"] == "worse"

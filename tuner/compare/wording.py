@@ -168,7 +168,14 @@ def answer(comparison: Comparison) -> str:
     parts = [head]
     if worse := by.get("worse"):
         parts.append(f"Worse after correction: {', '.join(map(_rival, worse))}.")
-    if close := by.get("contender"):
+    contenders = by.get("contender", [])
+    if alike := [a for a in contenders if a.difference_low == a.difference_high == 0]:
+        names = ", ".join(a.name for a in alike)
+        parts.append(
+            f"Alike on every seed: {names}. {comparison.metric} is too coarse to tell them apart,"
+            " or at its best value; a finer metric or shorter runs may."
+        )
+    if close := [a for a in contenders if a not in alike]:
         told = ", ".join(
             f"{a.name} ({_possible(a)}; {more_seeds(a.seeds_needed or 1)})" for a in close
         )
