@@ -14,12 +14,14 @@ from tuner.stages import Cost, divided, least_cost, stage_sizes
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a study comes to, at most.
+    """What a study comes to, at most, if all trials have the reference batch size.
 
     Attributes:
         spec: with the numbers of trials and seeds that a limit on the whole study leads to.
-        trial_steps: of a full trial at the reference batch size; None when nothing tells.
+        trial_steps: of a full trial; None when nothing tells.
         seconds: with all slots at work.
+        steps_ratio: how many times the steps a trial takes at the smallest batch size: 1 unless
+            trials are equally many examples.
     """
 
     spec: StudySpec
@@ -27,6 +29,7 @@ class Forecast:
     trial_steps: int | None
     steps: int | None
     seconds: float | None
+    steps_ratio: float
 
 
 def full_steps(spec: StudySpec, examples: int | None) -> int | None:
@@ -48,7 +51,7 @@ def forecast(spec: StudySpec, info: Mapping[str, Any], slots: int) -> Forecast:
     trial_steps = full_steps(spec, info.get("n_train"))
     rate = info.get("seconds_per_step")
     if not trial_steps or not rate:
-        return Forecast(spec, stage_sizes(spec), trial_steps, None, None)
+        return Forecast(spec, stage_sizes(spec), trial_steps, None, None, _steps_ratio(spec))
     evaluating = spec.budget.evaluations * info.get("seconds_per_eval", 0.0)
     cost = Cost(float(trial_steps), trial_steps * rate + evaluating)
     sizes = stage_sizes(spec)
@@ -70,7 +73,15 @@ def forecast(spec: StudySpec, info: Mapping[str, Any], slots: int) -> Forecast:
         trial_steps,
         round(spent.steps + full * cost.steps),
         (spent.seconds + full * cost.seconds) / slots,
+        _steps_ratio(spec),
     )
+
+
+def _steps_ratio(spec: StudySpec) -> float:
+    if spec.budget.max_steps:
+        return 1.0
+    boxes = [spec.box(arm) for arm in spec.arms]
+    return max(box.reference / min(box.batch_size) for box in boxes)
 
 
 def _refuse_too_small(spec: StudySpec, cost: Cost, spent: Cost, slots: int) -> None:

@@ -97,7 +97,7 @@ def remaining(spec: StudySpec, history: History) -> Left:
         for arm, expected in arms.items():
             count = max(0, expected - finished[stage, arm])
             trials += count
-            cost = _cost_of(spec, history, stage, costs.get(arm))
+            cost = _cost_of(spec, history, stage, arm, costs.get(arm))
             steps += count * cost.steps
             seconds += count * cost.seconds
     slots = spec.run.slots or 1
@@ -105,13 +105,19 @@ def remaining(spec: StudySpec, history: History) -> Left:
     return Left(trials, round(steps) if known else None, seconds / slots if known else None)
 
 
-def _cost_of(spec: StudySpec, history: History, stage: Stage, full: Cost | None) -> Cost:
+def _cost_of(spec: StudySpec, history: History, stage: Stage, arm: str, full: Cost | None) -> Cost:
+    """Of one trial: by those of its stage, since a batch size that was chosen changes the steps."""
+    for alike in ("decide", "confirm") if stage == "decide" else (stage,):
+        trials = history.of(alike, None if stage == _RANGE else arm)
+        if done := [t for t in trials if t.state == "completed"]:
+            return Cost(
+                statistics.fmean(t.steps for t in done),
+                statistics.fmean(t.wall_seconds for t in done),
+            )
     full = full or Cost(0.0, 0.0)
     if stage == _RANGE:
-        done = [t for t in history.of(_RANGE) if t.state not in OPEN]
-        steps = statistics.median([t.steps for t in done] or [spec.budget.lr_range_steps])
         rate = full.seconds / full.steps if full.steps else 0.0
-        return Cost(steps, steps * rate)
+        return Cost(spec.budget.lr_range_steps, spec.budget.lr_range_steps * rate)
     length = spec.budget.screen_length if stage == "screen" else 1.0
     return Cost(full.steps * length, full.seconds * length)
 

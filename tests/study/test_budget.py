@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from tests.study.specs import ADAMW, SGD, SLOW, WHOLE, simulate, study_spec
+from tests.study.specs import ADAMW, SGD, SLOW, WHOLE, simulate, study_data, study_spec
 from tests.study.test_bounds import optimum_at
 from tuner.answer import arm_scores
 from tuner.errors import UsageError
 from tuner.forecast import forecast
 from tuner.space import default_point
-from tuner.spec import StudySpec
+from tuner.spec import StudySpec, parse_spec
 from tuner.stages import History, calibration, full_costs, next_trials, resolved
 from tuner.stages.expected import expected
 
@@ -109,6 +109,16 @@ def test_a_forecast_keeps_the_limit() -> None:
     assert 60_000 < found.steps <= 100_000
     assert found.seconds == pytest.approx(found.steps / 2)
     assert found.spec.budget.trials_per_arm > 10
+
+
+def test_a_forecast_tells_what_small_batches_cost() -> None:
+    data = study_data(search={"batch_size": [8, 16, 32]})
+    in_steps = forecast(parse_spec(data, "test.toml", "test"), INFO, slots=2)
+    assert (in_steps.trial_steps, in_steps.steps_ratio) == (12, 1)
+    del data["budget"]["max_steps"]
+    data["budget"]["max_epochs"] = 2
+    in_epochs = forecast(parse_spec(data, "test.toml", "test"), INFO, slots=2)
+    assert (in_epochs.trial_steps, in_epochs.steps_ratio) == (125, 2)
 
 
 def test_calibration_says_what_can_be_detected() -> None:

@@ -84,3 +84,17 @@ def test_failures_are_told_by_class(trials: dict) -> None:
     )
     standing = standing_of(SPEC, History({**trials, 3: diverged}, {}))
     assert standing.failures == {"diverged": 1}
+
+
+def test_what_is_left_costs_what_the_stage_costs_so_far(trials: dict) -> None:
+    """The batch size that was chosen, not the reference, says how many steps are still to come."""
+    first = min(n for n, t in trials.items() if t.stage == "decide")
+    smaller = {
+        n: t.model_copy(update={"steps": 4 * t.steps, "wall_seconds": 2 * t.wall_seconds})
+        if t.stage == "confirm"
+        else t
+        for n, t in trials.items()
+    }
+    usual, longer = (remaining(SPEC, part(known, first)) for known in (trials, smaller))
+    assert longer.steps == 4 * usual.steps
+    assert longer.seconds == pytest.approx(2 * usual.seconds)

@@ -257,6 +257,7 @@ def _dry_run(spec: StudySpec, as_json: bool) -> int:
                 "steps_per_trial": plan.trial_steps,
                 "expected_steps": plan.steps,
                 "expected_seconds": plan.seconds,
+                "steps_ratio_at_the_smallest_batch": plan.steps_ratio,
                 "looks": looks(spec),
                 "warnings": warnings,
             }
@@ -302,7 +303,14 @@ def _print_plan(spec: StudySpec, found: DryRun) -> None:
     if plan.trial_steps:
         note(f"length:  {plan.trial_steps} steps a trial at the reference batch size")
     if plan.seconds and plan.steps:
-        note(f"cost:    at most {plan.steps:,} steps, about {plan.seconds / 60:.1f} minutes")
+        cost = f"{plan.steps:,} steps, about {plan.seconds / 60:.1f} minutes"
+        if plan.steps_ratio > 1:
+            ratio = f"{plan.steps_ratio:g} times the steps"
+            note(
+                f"cost:    at most {cost}, if every batch is the reference; {ratio} at the smallest"
+            )
+        else:
+            note(f"cost:    at most {cost}")
 
 
 def _box(arm: dict[str, Any], name: str) -> str:
