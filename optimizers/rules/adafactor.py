@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from optimizers.core import (
-    Blocks,
     Hyper,
-    Known,
     Rule,
     Scalar,
     State,
@@ -27,6 +25,7 @@ from optimizers.core import (
     ema_square,
     where,
 )
+from optimizers.parts import Blocks, Known
 from optimizers.rules.ranges import epsilon, learning_rate, weight_decay
 
 
