@@ -23,7 +23,7 @@ from optimizers.core import (
     add_scaled,
     advance,
 )
-from optimizers.parts import Blocks, Core, Known
+from optimizers.parts import Blocks, Core, Known, follow
 from optimizers.precision import compute_dtype, narrow, noise_source, widen
 from optimizers.replay import LEAST, Repeated
 from optimizers.stacks import gather, over_stack, scatter, stacks
@@ -199,12 +199,12 @@ class Around:
 
     def __init__(self, batch: Batch, core: Core) -> None:
         self.batch, self.core = batch, core
-        follow = replace(batch.rule, update=lambda grad, param, state, hyper, t: (grad, state))
+        rule = replace(batch.rule, update=follow)
         mode: DecayMode = "none" if batch.mode == "l2" else batch.mode  # is in the values already
-        self.after = replace(batch, rule=follow, mode=mode, bound=None, maximize=False)
+        self.after = replace(batch, rule=rule, mode=mode, bound=None, maximize=False)
         self.scratch: Tensor | None = None
         self.first = Repeated(lambda part: (None, self.before(part)))
-        self.last = Repeated(lambda part: stepped(self.after, follow, part))
+        self.last = Repeated(lambda part: stepped(self.after, rule, part))
 
     def before(self, part: Piece) -> State:
         """New state and values."""

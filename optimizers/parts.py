@@ -50,6 +50,13 @@ class Blocks:
         return update
 
 
+def follow(
+    grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
+) -> tuple[Tensor, State]:
+    """The update of what comes out of a `Core`: it is the direction already."""
+    return grad, state
+
+
 @dataclass(frozen=True)
 class Core:
     """An update of which only the middle has to see the whole parameter.

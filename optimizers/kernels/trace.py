@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optimizers.core import DecayMode, Rule, State, Values, add_scaled, advance
+from optimizers.parts import follow
 
 # What a rule is traced with. The values do not matter, and neither may the sizes: what a rule makes
 # of a size that it reads off would become a constant, so a second trace has to be the same. The
@@ -320,6 +321,26 @@ def step_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> G
         return {"param": new, **state}
 
     return run(layout, values, numbers_of(rule, values), body)
+
+
+def before_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> Graph:
+    """What leads to a rule's core; the values that go through it take the place of the parameter."""
+    core = rule.core
+    if core is None or mode == "l2":
+        raise Untraceable(f"{rule.name} has no core, or decays before it")
+
+    def body(
+        grad: Tensor, param: Tensor, state: State, hyper: Values, t: Tensor
+    ) -> dict[str, Tensor]:
+        inside, state = core.before(grad, param, state, hyper, t)
+        return {"param": inside, **state}
+
+    return run(layout, values, numbers_of(rule, values), body)
+
+
+def after_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> Graph:
+    """What becomes of a core's direction, which takes the place of the gradient."""
+    return step_graph(replace(rule, update=follow), mode, replace(layout, state=()), values)
 
 
 def share_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> Graph:

@@ -99,7 +99,7 @@ def by_grams(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor
     """The same iteration on the Gram matrix alone, which is small if X is long.
 
     X enters only at both ends: with ``P = a + b·G + c·G²``, ``P X`` has the Gram matrix ``P G P``,
-    and all these matrices commute.
+    and all these matrices commute. X is overwritten, square by square, to save a second one.
     """
     gram = gram_of(x, tall)
     product = gram
@@ -109,7 +109,9 @@ def by_grams(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor
         product = factor @ product if step else factor
         if step + 1 < steps:
             gram = factor @ (factor @ gram)
-    return times(product, x, tall)
+    for part in x.split(gram.shape[0], dim=0 if tall else 1):
+        part.copy_(times(product, part, tall))
+    return x
 
 
 def runs(steps: int, dtype: torch.dtype) -> Iterator[int]:

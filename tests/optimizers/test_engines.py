@@ -16,7 +16,7 @@ SHAPE = (4, 3, 2, 2)
 BY_ROW = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
 BY_ENGINE = pytest.mark.parametrize("engine", ["eager", "compiled"])
 BY_NAME = {row.rule: row for row in ROWS}
-OVER_MATRICES = ("muon", "soap")  # no kernel: what they cost is matrix products
+OVER_MATRICES = ("soap",)  # no kernel: what they cost is matrix products
 FACTORED = ("adafactor",)  # their kernels take contiguous matrices and vectors
 
 # What situations are tried with: one array of state and two, two passes, a number in the state, and
@@ -29,6 +29,7 @@ SITUATIONS = pytest.mark.parametrize(
         ("lamb", {"lr": 0.02, "weight_decay": 0.3, "eps": 1e-3}),
         ("nadam", {"lr": 0.02}),
         ("adafactor", {"lr": 0.02, "weight_decay": 0.3}),
+        ("muon", {"lr": 0.02, "weight_decay": 0.3}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -75,7 +76,7 @@ def test_engines_agree_in_single_precision(row):
     ends = []
     for engine in ("eager", "compiled"):
         source = generator("single")
-        shapes = [(257, 131), (9,), ()]
+        shapes = [(517, 127), (9,), ()]
         params = [nn.Parameter(torch.randn(shape, generator=source)) for shape in shapes]
         opt = optimizers.create(row.rule, params, engine=engine, clip_norm=1.0, **row.settings[-1])
         for _ in range(4):
