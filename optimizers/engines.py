@@ -139,9 +139,9 @@ def chunks(piece: Piece) -> Iterator[Piece]:
 
 
 def row_blocks(piece: Piece) -> Iterator[Piece]:
-    """Views of some rows of a matrix each, and of the state that has an entry per row."""
-    height, width = piece.param.shape
-    rows = max(1, ROWS // width)
+    """Views of some rows, or matrices, each, and of the state that has an entry for each."""
+    height, size = piece.param.shape[0], ROWS if piece.param.dim() == 2 else CHUNK
+    rows = max(1, size * height // piece.param.numel())
     extra = [] if piece.compensation is None else [piece.compensation]
     tall = {key: value for key, value in piece.state.items() if value.shape[:1] == (height,)}
     cuts = (torch.split(t, rows) for t in (piece.param, piece.grad, *extra, *tall.values()))
@@ -160,6 +160,8 @@ def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, 
             grad, param = seen(batch, part)
             found.append(sums(grad, param, part.state, batch.hyper, part.t, before))
         shared = found[0].keys() - set(blocks.per_row)
+        if parts[0].param.dim() > 2:
+            shared &= set(blocks.totals)
         total: Known = {key: sum(row[key] for row in found) for key in shared}
         known = [{**before, **row, **total} for before, row in zip(known, found, strict=True)]
     for part, all_rows in zip(parts, known, strict=True):
@@ -169,8 +171,9 @@ def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, 
 def parts_of(batch: Batch, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
     """A parameter in pieces that fit the cache, and the rule for each."""
     blocks = batch.rule.blocks
-    big = piece.param.numel() > ROWS and not isinstance(piece.scale, Tensor)
-    if blocks is not None and big and piece.param.dim() == 2:
+    most = ROWS if piece.param.dim() == 2 else CHUNK
+    big = piece.param.numel() > most and not isinstance(piece.scale, Tensor)
+    if blocks is not None and big and piece.param.dim() > 1:
         yield from in_rows(batch, blocks, piece)
     elif batch.rule.scope == "element":
         yield from ((batch.rule, part) for part in chunks(piece))

@@ -21,7 +21,8 @@ class Blocks:
 
     Each of ``passes`` maps ``(grad, param, state, hyper, t, known)`` of some rows to what later
     passes have to know of all of them: it is added up, but for the names in ``per_row``, which
-    belong to the rows they come from; "whole" is in ``known`` if these are all rows, and then a
+    belong to the rows they come from; of a stack of matrices, which is cut between them, only
+    ``totals`` are added up. "whole" is in ``known`` if these are all rows, and then a
     pass may leave large results there. ``finish`` is then the update of some rows. State with one
     entry per row is cut with them; the rest of it has to come out the same for every block.
     """
@@ -29,6 +30,7 @@ class Blocks:
     passes: Sequence[Callable[[Tensor, Tensor, State, Values, Scalar, Known], Known]]
     finish: Callable[[Tensor, Tensor, State, Values, Scalar, Known], tuple[Tensor, State]]
     per_row: Sequence[str] = ()
+    totals: Sequence[str] = ()
 
     def update(
         self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar

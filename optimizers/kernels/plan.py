@@ -17,7 +17,7 @@ from optimizers.kernels.build import NoKernel, tell_once
 from optimizers.kernels.kernel import kernel_of
 from optimizers.kernels.source import Form
 from optimizers.kernels.table import CONTIGUOUS, GRAD, REAL, Signature, Table, factor, holds, takes
-from optimizers.kernels.trace import Layout, Untraceable
+from optimizers.kernels.trace import Layout, Untraceable, shape_of
 from optimizers.parts import Core
 from optimizers.precision import HALF, compute_dtype
 
@@ -102,7 +102,8 @@ class Signatures:
         kinds = tuple((key, value.dtype) for key, value in state.items())
         core = self.wish.rule.core
         storage = core and core.storage(param, self.values)
-        key = (param.dtype, min(param.dim() + param.is_complex(), 3), kinds, storage)
+        kind = shape_of(self.wish.rule, param.shape)
+        key = (param.dtype, min(param.dim() + param.is_complex(), 3), kind, kinds, storage)
         if key not in self.known:
             self.known[key] = self.find(param, state)
         return self.known[key]
@@ -123,7 +124,7 @@ class Signatures:
         if "step" not in state or not fresh.keys() <= own.keys():
             own = fresh  # as it will be allocated
         try:
-            layout = Layout.of(wish.rule, values, wide, own, len(shape))
+            layout = Layout.of(wish.rule, values, wide, own, shape)
         except Untraceable:  # bases, which may have the shape of a factor or of the parameter
             return None
         form = Form(dtype, wish.low_precision == "kahan" and dtype in HALF, dtype)
