@@ -25,8 +25,8 @@ from benchmarks.ours import ours
 STEPS = 3
 
 
-# Enough of every kind, and large enough, for what a process loads once: code, thread pools, kernels,
-# and the products of matrices that oneDNN writes for a processor.
+# Enough of every kind, and large enough, for what a process loads once: code, thread pools,
+# kernels, and the products of matrices that oneDNN writes for a processor.
 WARM = (*models.tiny(), *models.block("warm", 256))
 
 

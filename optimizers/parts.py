@@ -63,9 +63,9 @@ def follow(
 class Core:
     """An update of which only the middle has to see the whole parameter.
 
-    ``before(grad, param, state, hyper, t) -> (values, new_state)`` is entry by entry. ``whole(values,
-    hyper)`` makes the direction of all of them, and may overwrite them; they come in the dtype that
-    ``storage(param, hyper)`` names, and so may the direction.
+    ``before(grad, param, state, hyper, t) -> (values, new_state)`` is entry by entry.
+    ``whole(values, hyper)`` makes the direction of all of them, and may overwrite them; they come
+    in the dtype that ``storage(param, hyper)`` names, and so does the direction.
     """
 
     before: Update

@@ -338,7 +338,7 @@ def step_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> G
 
 
 def before_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> Graph:
-    """What leads to a rule's core; the values that go through it take the place of the parameter."""
+    """What leads to a rule's core; the values for it take the place of the parameter."""
     core = rule.core
     if core is None or mode == "l2":
         raise Untraceable(f"{rule.name} has no core, or decays before it")

@@ -28,7 +28,6 @@ from optimizers.core import (
 from optimizers.parts import Blocks, Known
 from optimizers.rules.ranges import epsilon, learning_rate, weight_decay
 
-
 TOTALS = ("size", "param", "scaled_sum")  # of all matrices of a parameter together
 SMALL = 64  # entries of a matrix, below which operations on its rows are slower than products
 
@@ -76,7 +75,7 @@ def square_sums(grad: Tensor) -> tuple[Tensor, Tensor]:
         return lengths * lengths, (grad * grad).sum(dim=-2, keepdim=True)
     rows, columns, squares = *grad.shape[-2:], grad * grad
     sums = squares.reshape(-1, rows * columns) @ torch.cat(members(grad), dim=1)
-    by_row, by_column = sums.split((rows, columns), dim=1)
+    by_row, by_column = sums[:, :rows], sums[:, rows:]
     leading = grad.shape[:-2]
     return by_row.reshape(*leading, rows, 1), by_column.reshape(*leading, 1, columns)
 

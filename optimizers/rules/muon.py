@@ -51,7 +51,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         about = torch.cpu.get_capabilities()
         units = about.get("amx_bf16", False) or about.get("avx512_bf16", False)
-        return bool(units) and torch.backends.mkldnn.is_available()
+        return bool(units) and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -109,7 +109,7 @@ def by_grams(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor
         product = factor @ product if step else factor
         if step + 1 < steps:
             gram = factor @ (factor @ gram)
-    for part in x.split(gram.shape[0], dim=0 if tall else 1):
+    for part in torch.split(x, gram.shape[0], dim=0 if tall else 1):
         part.copy_(times(product, part, tall))
     return x
 

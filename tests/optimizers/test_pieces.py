@@ -91,7 +91,9 @@ def test_muon_iterates_on_gram_matrices_as_on_the_matrix(shape, ns_steps):
     wide = matrix if shape[0] <= shape[1] else matrix.mT
     plain = muon.by_products(wide / wide.norm(), hyper, ns_steps)
     expected = plain if shape[0] <= shape[1] else plain.mT
-    torch.testing.assert_close(muon.orthogonalized(matrix.clone(), hyper), expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        muon.orthogonalized(matrix.clone(), hyper), expected, rtol=0, atol=1e-11
+    )
     single = muon.orthogonalized(matrix.float(), hyper)
     torch.testing.assert_close(single.double(), expected, rtol=0, atol=1e-4)
 
