@@ -25,10 +25,10 @@ from optimizers.core import (
 )
 from optimizers.parts import Blocks, Core, Known, follow
 from optimizers.precision import compute_dtype, narrow, noise_source, widen
-from optimizers.replay import LEAST, Repeated
+from optimizers.replay import LEAST, Repeated, arrays
 from optimizers.stacks import gather, over_stack, scatter, stacks
 
-CHUNK = 2**18  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
+CHUNK = 2**17  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
 ROWS = 2**20  # elements of a block of rows, which take several passes
 VALUES = "values"  # what goes through a rule's core, while it is beside the rule's own state
 
@@ -125,16 +125,16 @@ def flat(tensors: list[Tensor]) -> list[Tensor] | None:
 def chunks(piece: Piece) -> Iterator[Piece]:
     """Views of one parameter and what belongs to it, in pieces where the layout allows it."""
     param = piece.param
-    arrays = {key: value for key, value in piece.state.items() if value.shape == param.shape}
+    whole = {key: value for key, value in piece.state.items() if value.shape == param.shape}
     extra = [] if piece.compensation is None else [piece.compensation]
     views = None
     if param.numel() >= LEAST and not isinstance(piece.scale, Tensor):
-        views = flat([param, piece.grad, *extra, *arrays.values()])
+        views = flat([param, piece.grad, *extra, *whole.values()])
     if views is None:
         yield piece
         return
     for part, grad, *rest in zip(*(torch.split(view, CHUNK) for view in views), strict=True):
-        state = {**piece.state, **dict(zip(arrays, rest[len(extra) :], strict=True))}
+        state = {**piece.state, **dict(zip(whole, rest[len(extra) :], strict=True))}
         yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
 
 
@@ -254,10 +254,13 @@ def step_dense(
 ) -> None:
     """Step one parameter, piece by piece."""
     shared: State = {}
+    known = None
     for rule, part in parts_of(batch, piece):
-        numbers = None if repeated is None else repeated.step(part)
-        if numbers is not None:
-            shared |= numbers
+        if known is None and repeated is not None:  # later parts are as the first, or smaller
+            known = repeated.find(part)
+        if known is not None:
+            known[0].run(arrays(part))
+            shared |= known[1]
             continue
         for key, value in step_part(batch, rule, part, noise).items():
             if part.state[key] is not piece.state[key]:
@@ -277,10 +280,10 @@ def step_stack(batch: Batch, pieces: Sequence[Piece]) -> None:
 def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
     """Step the rows that a sparse gradient names, with memory for them alone."""
     index = tuple(piece.grad.indices())
-    arrays = {key: value for key, value in piece.state.items() if value.shape == piece.param.shape}
+    whole = {key: value for key, value in piece.state.items() if value.shape == piece.param.shape}
     if piece.compensation is not None:
-        arrays["compensation"] = piece.compensation
-    rows = {key: value[index] for key, value in arrays.items()}
+        whole["compensation"] = piece.compensation
+    rows = {key: value[index] for key, value in whole.items()}
     part = Piece(
         piece.param[index], piece.grad.values(), {**piece.state, **rows},
         rows.get("compensation"), piece.t, piece.scale,
@@ -289,7 +292,7 @@ def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None
     step_dense(batch, part, noise)
     piece.param[index] = part.param
     for key, value in rows.items():
-        arrays[key][index] = value
+        whole[key][index] = value
 
 
 def alone(batch: Batch) -> Callable[[Piece, torch.Generator | None], None]:

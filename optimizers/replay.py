@@ -108,7 +108,8 @@ class Replay:
     def run(self, inputs: Sequence[Tensor]) -> None:
         """Step one piece in place; it has at most as many entries as the recorded one."""
         size = inputs[0].numel()
-        places = [*inputs, *(buffer[:size] for buffer in self.buffers)]
+        few = self.buffers if size == self.size else [buffer[:size] for buffer in self.buffers]
+        places = [*inputs, *few]
         for operation in self.operations:
             args = [places[a.number] if type(a) is Place else a for a in operation.args]
             operation.call(*args, **operation.kwargs, out=places[operation.result.number])
@@ -179,6 +180,11 @@ def plan(recorder: Recorder, results: Sequence[int | None], size: int) -> Replay
     return Replay(operations, buffers, size)
 
 
+def arrays(part: Piece) -> list[Tensor]:
+    """What a part is made of, but for numbers."""
+    return [part.param, part.grad, *(value for value in part.state.values() if value.dim())]
+
+
 class Repeated:
     """Large pieces that are recorded once per age, scale and state.
 
@@ -194,34 +200,37 @@ class Repeated:
 
         None: nothing is done, and it has to be stepped the ordinary way.
         """
-        numbers = {key: value for key, value in part.state.items() if not value.dim()}
-        arrays = [value for value in part.state.values() if value.dim()]
-        inputs = [part.param, part.grad, *arrays]
-        dtype = compute_dtype(part.param.dtype)
+        found = self.find(part)
+        if found is None:
+            return None
+        again, numbers = found
+        again.run(arrays(part))
+        return numbers
+
+    def find(self, part: Piece) -> tuple[Replay, State] | None:
+        """How a part and smaller ones of the same parameter are stepped, and their new numbers."""
+        numbers = [value for value in part.state.values() if not value.dim()]
+        inputs, dtype = arrays(part), compute_dtype(part.param.dtype)
         fits = (
             part.compensation is None
             and part.param.dim() == 1
             and part.param.numel() >= LEAST
             and all(t.shape == part.param.shape and t.dtype == dtype for t in inputs)
-            and all(value.device.type == "cpu" for value in numbers.values())
+            and all(value.device.type == "cpu" for value in numbers)
         )
         if not fits:
             return None
-        now = tuple(value.item() for value in numbers.values())
+        now = tuple(value.item() for value in numbers)
         key = (part.t, part.scale, dtype, part.param.device, *part.state, *now)
         again, after = self.known.get(key, (None, {}))
         if key not in self.known or (again is not None and again.size < part.param.numel()):
-            again, after = self.known[key] = self.record(part, inputs, numbers)
-        if again is None:
-            return None
-        again.run(inputs)
-        return after
+            again, after = self.known[key] = self.record(part, inputs)
+        return None if again is None else (again, after)
 
-    def record(
-        self, part: Piece, inputs: Sequence[Tensor], numbers: State
-    ) -> tuple[Replay | None, State]:
+    def record(self, part: Piece, inputs: Sequence[Tensor]) -> tuple[Replay | None, State]:
         """How to repeat a part, and the new numbers of its state."""
         few = iter([tensor[:LEAST] for tensor in inputs])
+        numbers = {key for key, value in part.state.items() if not value.dim()}
         cut = replace(part, param=next(few), grad=next(few))
         state = {k: v.clone() if k in numbers else next(few) for k, v in part.state.items()}
         cut = replace(cut, state=state)
@@ -232,5 +241,4 @@ class Repeated:
             after.update({key: changed[key] for key in numbers if key in changed})
             return [new, None, *(changed.get(key) for key in state if key not in numbers)]
 
-        own = [cut.param, cut.grad, *(state[key] for key in state if key not in numbers)]
-        return record(own, body, part.param.numel()), after
+        return record(arrays(cut), body, part.param.numel()), after
