@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,9 +25,13 @@ from benchmarks.ours import ours
 STEPS = 3
 
 
-def prepared(rule: str, engine: str, model: str) -> tuple[Any, int]:
+# Enough of every kind, and large enough, for what a process loads once: code, thread pools,
+# kernels, and the products of matrices that oneDNN writes for a processor.
+WARM = (*models.tiny(), *models.block("warm", 256))
+
+
+def prepared(rule: str, engine: str, shapes: Sequence[Any]) -> tuple[Any, int]:
     """An optimizer whose parameters have gradients, and the bytes of the parameters."""
-    shapes = models.MODELS[model]()
     named = models.parameters(shapes, "cpu", torch.float32)
     for (_, param), grad in zip(named, models.gradients(shapes, "cpu", torch.float32), strict=True):
         param.grad = grad
@@ -36,10 +41,10 @@ def prepared(rule: str, engine: str, model: str) -> tuple[Any, int]:
 
 def memory(rule: str, engine: str, model: str) -> dict[str, Any]:
     """Bytes that a step needs beyond parameters, gradients and the rule's own state."""
-    warm, _ = prepared(rule, engine, "tiny")  # code, thread pools and kernels are loaded by this
+    warm, _ = prepared(rule, engine, WARM)
     for _ in range(STEPS):
         warm.step()
-    optimizer, parameters = prepared(rule, engine, model)
+    optimizer, parameters = prepared(rule, engine, models.MODELS[model]())
     before = timing.resident()
     timing.forget_peak()
     for _ in range(STEPS):
@@ -52,7 +57,7 @@ def memory(rule: str, engine: str, model: str) -> dict[str, Any]:
 
 def first(rule: str, engine: str, model: str) -> dict[str, Any]:
     """Seconds that the first step takes more than a later one."""
-    optimizer, _ = prepared(rule, engine, model)
+    optimizer, _ = prepared(rule, engine, models.MODELS[model]())
     times = []
     for _ in range(STEPS):
         start = time.perf_counter()

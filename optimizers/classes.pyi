@@ -531,6 +531,7 @@ class Muon(Optimizer):
         adamw_eps: float = 1e-10,
         nesterov: bool = True,
         ns_steps: int = 5,
+        ns_precision: str = "auto",
         adjust_lr_fn: str | None = None,
         *,
         maximize: bool = False,

@@ -24,7 +24,8 @@ How a rule says what it needs:
   bases).
 - ``points``: training and evaluation happen at different points (`Points`, schedule-free).
 - ``observe``: folds an extra gradient into the state, called by ``opt.update_hessian()`` (sophia).
-- ``blocks``: the same update for a big matrix in blocks of rows (adafactor).
+- ``blocks``: the same update for a big matrix in blocks of rows (adafactor); ``core``: the same
+  update with all but its middle entry by entry (muon). See `optimizers.parts`.
 - ``partner``: parameters the rule cannot handle go to another rule in the same optimizer (muon).
 - ``state_first``: checkpoints hold state for parameters that never had a gradient, too, because
   torch's optimizer for the rule expects it (adagrad).
@@ -44,9 +45,10 @@ from typing import Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor
 
+from optimizers.parts import Blocks, Core
+
 Scalar: TypeAlias = float | Tensor
 State: TypeAlias = dict[str, Tensor]
-Known: TypeAlias = dict[str, Any]  # numbers and tensors
 Values: TypeAlias = SimpleNamespace
 Scope: TypeAlias = Literal["element", "tensor", "model"]
 DecayMode: TypeAlias = Literal["l2", "decoupled", "independent", "inside", "none"]
@@ -166,41 +168,6 @@ class Partner:
     arguments: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """An update of whole matrices as passes over blocks of their rows, which fit the cache.
-
-    Each of ``passes`` maps ``(grad, param, state, hyper, t, known)`` of some rows to what later
-    passes have to know of all of them: it is added up, but for the names in ``per_row``, which
-    belong to the rows they come from; "whole" is in ``known`` if these are all rows, and then a
-    pass may leave large results there. ``finish`` is then the update of some rows. State with one
-    entry per row is cut with them; the rest of it has to come out the same for every block.
-    """
-
-    passes: Sequence[Callable[[Tensor, Tensor, State, Values, Scalar, Known], Known]]
-    finish: Callable[[Tensor, Tensor, State, Values, Scalar, Known], tuple[Tensor, State]]
-    per_row: Sequence[str] = ()
-
-    def update(
-        self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
-    ) -> tuple[Tensor, State]:
-        """All rows as one block: the `Rule.update` of a parameter of any shape."""
-        known: Known = {"whole": True}
-        for each in self.passes:
-            known |= each(grad, param, state, hyper, t, known)
-        return self.finish(grad, param, state, hyper, t, known)
-
-    def knowing(self, known: Known) -> Update:
-        """The update of some rows, once the passes have seen all of them."""
-
-        def update(
-            grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
-        ) -> tuple[Tensor, State]:
-            return self.finish(grad, param, state, hyper, t, known)
-
-        return update
-
-
 def no_conflict(values: Values) -> str | None:
     """The check of rules whose hyperparameters constrain each other in no way."""
     return None
@@ -244,6 +211,7 @@ class Rule:
     observe: Callable[[Tensor, Tensor, State, Values, Scalar], State] | None = None
     partner: Partner | None = None
     blocks: Blocks | None = None
+    core: Core | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:

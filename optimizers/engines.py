@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from optimizers.core import (
-    Blocks,
     DecayMode,
-    Known,
     Rule,
     Scalar,
     State,
@@ -25,12 +23,14 @@ from optimizers.core import (
     add_scaled,
     advance,
 )
+from optimizers.parts import Blocks, Core, Known, follow
 from optimizers.precision import compute_dtype, narrow, noise_source, widen
-from optimizers.replay import LEAST, Replay, record
+from optimizers.replay import LEAST, Repeated, arrays
 from optimizers.stacks import gather, over_stack, scatter, stacks
 
-CHUNK = 2**18  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
+CHUNK = 2**17  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
 ROWS = 2**20  # elements of a block of rows, which take several passes
+VALUES = "values"  # what goes through a rule's core, while it is beside the rule's own state
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,14 @@ def prepare(batch: Batch, piece: Piece) -> Tensor:
     return -grad if batch.maximize else grad
 
 
+def seen(batch: Batch, piece: Piece) -> tuple[Tensor, Tensor]:
+    """The gradient and the parameter that the parts of a rule see: `advance` up to the rule."""
+    grad, param = prepare(batch, piece), widen(piece.param, piece.compensation)
+    if batch.mode == "l2":
+        grad = add_scaled(grad, param, batch.hyper.weight_decay)
+    return grad, param
+
+
 def flat(tensors: list[Tensor]) -> list[Tensor] | None:
     """1-D views that pair up entries, or None when the layouts differ or have holes."""
     first = tensors[0]
@@ -114,26 +122,26 @@ def flat(tensors: list[Tensor]) -> list[Tensor] | None:
     return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
 
 
-def chunks(rule: Rule, piece: Piece) -> Iterator[Piece]:
-    """Views of one parameter and what belongs to it, in pieces where the rule allows it."""
+def chunks(piece: Piece) -> Iterator[Piece]:
+    """Views of one parameter and what belongs to it, in pieces where the layout allows it."""
     param = piece.param
-    arrays = {key: value for key, value in piece.state.items() if value.shape == param.shape}
+    whole = {key: value for key, value in piece.state.items() if value.shape == param.shape}
     extra = [] if piece.compensation is None else [piece.compensation]
     views = None
-    if rule.scope == "element" and param.numel() >= LEAST and not isinstance(piece.scale, Tensor):
-        views = flat([param, piece.grad, *extra, *arrays.values()])
+    if param.numel() >= LEAST and not isinstance(piece.scale, Tensor):
+        views = flat([param, piece.grad, *extra, *whole.values()])
     if views is None:
         yield piece
         return
     for part, grad, *rest in zip(*(torch.split(view, CHUNK) for view in views), strict=True):
-        state = {**piece.state, **dict(zip(arrays, rest[len(extra) :], strict=True))}
+        state = {**piece.state, **dict(zip(whole, rest[len(extra) :], strict=True))}
         yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
 
 
 def row_blocks(piece: Piece) -> Iterator[Piece]:
-    """Views of some rows of a matrix each, and of the state that has an entry per row."""
-    height, width = piece.param.shape
-    rows = max(1, ROWS // width)
+    """Views of some rows, or matrices, each, and of the state that has an entry for each."""
+    height, size = piece.param.shape[0], ROWS if piece.param.dim() == 2 else CHUNK
+    rows = max(1, size * height // piece.param.numel())
     extra = [] if piece.compensation is None else [piece.compensation]
     tall = {key: value for key, value in piece.state.items() if value.shape[:1] == (height,)}
     cuts = (torch.split(t, rows) for t in (piece.param, piece.grad, *extra, *tall.values()))
@@ -149,11 +157,11 @@ def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, 
     for sums in blocks.passes:
         found = []
         for part, before in zip(parts, known, strict=True):
-            grad, param = prepare(batch, part), widen(part.param, part.compensation)
-            if batch.mode == "l2":
-                grad = add_scaled(grad, param, batch.hyper.weight_decay)
+            grad, param = seen(batch, part)
             found.append(sums(grad, param, part.state, batch.hyper, part.t, before))
         shared = found[0].keys() - set(blocks.per_row)
+        if parts[0].param.dim() > 2:
+            shared &= set(blocks.totals)
         total: Known = {key: sum(row[key] for row in found) for key in shared}
         known = [{**before, **row, **total} for before, row in zip(known, found, strict=True)]
     for part, all_rows in zip(parts, known, strict=True):
@@ -163,65 +171,82 @@ def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, 
 def parts_of(batch: Batch, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
     """A parameter in pieces that fit the cache, and the rule for each."""
     blocks = batch.rule.blocks
-    big = piece.param.numel() > ROWS and not isinstance(piece.scale, Tensor)
-    if blocks is not None and big and piece.param.dim() == 2:
+    most = ROWS if piece.param.dim() == 2 else CHUNK
+    big = piece.param.numel() > most and not isinstance(piece.scale, Tensor)
+    if blocks is not None and big and piece.param.dim() > 1:
         yield from in_rows(batch, blocks, piece)
+    elif batch.rule.scope == "element":
+        yield from ((batch.rule, part) for part in chunks(piece))
     else:
-        yield from ((batch.rule, part) for part in chunks(batch.rule, piece))
+        yield batch.rule, piece
+
+
+def stepped(batch: Batch, rule: Rule, part: Piece) -> tuple[Tensor, State]:
+    """The new value of a parameter, not narrowed yet, and the new state."""
+    grad, param = prepare(batch, part), widen(part.param, part.compensation)
+    return advance(rule, batch.mode, grad, param, part.state, batch.hyper, part.t)
 
 
 def step_part(batch: Batch, rule: Rule, part: Piece, noise: torch.Generator | None = None) -> State:
     """Step what fits the cache; returns the new state."""
-    param = widen(part.param, part.compensation)
-    grad = prepare(batch, part)
-    new, state = advance(rule, batch.mode, grad, param, part.state, batch.hyper, part.t)
+    new, state = stepped(batch, rule, part)
     narrow(part.param, new, part.compensation, noise)
     return state
 
 
-class Repeated:
-    """Large pieces of one batch, which are recorded once per age, scale and state."""
+class Around:
+    """Steps of parameters whose `Core` has to see all of them, while all else is done in pieces.
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.known: dict[object, Replay | None] = {}
+    Beside the values that go through the core there is never more in memory than pieces.
+    """
 
-    def step(self, part: Piece) -> bool:
-        """Step one part in place; False when it has to be stepped the ordinary way."""
-        inputs = [part.param, part.grad, *part.state.values()]
-        dtype = compute_dtype(part.param.dtype)
-        fits = (
-            self.batch.rule.scope == "element"
-            and part.compensation is None
-            and part.param.dim() == 1
-            and part.param.numel() >= LEAST
-            and all(t.shape == part.param.shape and t.dtype == dtype for t in inputs)
-        )
-        if not fits:
-            return False
-        key = (part.t, part.scale, dtype, part.param.device, *part.state)
-        known = self.known.get(key)
-        if known is not None and known.size >= part.param.numel():
-            known.run(inputs)
-            return True
-        if key in self.known and known is None:
-            return False
+    def __init__(self, batch: Batch, core: Core) -> None:
+        self.batch, self.core = batch, core
+        rule = replace(batch.rule, update=follow)
+        mode: DecayMode = "none" if batch.mode == "l2" else batch.mode  # is in the values already
+        self.after = replace(batch, rule=rule, mode=mode, bound=None, maximize=False)
+        self.scratch: Tensor | None = None
+        self.first = Repeated(lambda part: (None, self.before(part)))
+        self.last = Repeated(lambda part: stepped(self.after, rule, part))
 
-        few = [tensor[:LEAST] for tensor in inputs]
-        cut = replace(
-            part, param=few[0], grad=few[1], state=dict(zip(part.state, few[2:], strict=True))
-        )
-        self.known[key] = again = record(few, lambda: self.results(cut), part.param.numel())
-        if again is not None:
-            again.run(inputs)
-        return again is not None
+    def before(self, part: Piece) -> State:
+        """New state and values."""
+        own = {key: value for key, value in part.state.items() if key != VALUES}
+        grad, param = seen(self.batch, part)
+        values, state = self.core.before(grad, param, own, self.batch.hyper, part.t)
+        return {**state, VALUES: values}
 
-    def results(self, part: Piece) -> list[Tensor | None]:
-        """The new parameter, nothing for the gradient, and each state, if it changes."""
-        batch, old = self.batch, part.state
-        grad = prepare(batch, part)
-        new, state = advance(batch.rule, batch.mode, grad, part.param, old, batch.hyper, part.t)
-        return [new, None, *(None if state[key] is old[key] else state[key] for key in old)]
+    def step(self, piece: Piece, noise: torch.Generator | None) -> None:
+        """Step one parameter."""
+        hyper = self.batch.hyper
+        values = torch.empty_like(piece.param, dtype=self.core.storage(piece.param, hyper))
+        parts = chunks(replace(piece, state={**piece.state, VALUES: values}))
+        for part in parts:
+            wide = self.wide(part, part.state[VALUES])
+            whole = replace(part, state={**part.state, VALUES: wide})
+            if self.first.step(whole) is None:
+                store(whole.state, self.before(whole))
+            if wide is not part.state[VALUES]:
+                part.state[VALUES].copy_(wide)
+        direction = self.core.whole(values, hyper)
+        for part in chunks(replace(piece, grad=direction, state={}, scale=1.0)):
+            wide = self.wide(part, part.grad)
+            if wide is not part.grad:
+                wide.copy_(part.grad)
+            whole = replace(part, grad=wide)
+            if noise is not None or self.last.step(whole) is None:
+                step_part(self.after, self.after.rule, whole, noise)
+
+    def wide(self, part: Piece, values: Tensor) -> Tensor:
+        """Memory for values in the precision of the arithmetic, or the values themselves."""
+        dtype, size = compute_dtype(part.param.dtype), values.numel()
+        if values.dtype == dtype:
+            return values
+        if values.dim() != 1 or size > CHUNK:
+            return torch.empty_like(values, dtype=dtype)
+        if self.scratch is None:
+            self.scratch = values.new_empty(CHUNK, dtype=dtype)
+        return self.scratch[:size]
 
 
 def step_dense(
@@ -229,8 +254,13 @@ def step_dense(
 ) -> None:
     """Step one parameter, piece by piece."""
     shared: State = {}
+    known = None
     for rule, part in parts_of(batch, piece):
-        if repeated is not None and repeated.step(part):
+        if known is None and repeated is not None:  # later parts are as the first, or smaller
+            known = repeated.find(part)
+        if known is not None:
+            known[0].run(arrays(part))
+            shared |= known[1]
             continue
         for key, value in step_part(batch, rule, part, noise).items():
             if part.state[key] is not piece.state[key]:
@@ -250,10 +280,10 @@ def step_stack(batch: Batch, pieces: Sequence[Piece]) -> None:
 def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
     """Step the rows that a sparse gradient names, with memory for them alone."""
     index = tuple(piece.grad.indices())
-    arrays = {key: value for key, value in piece.state.items() if value.shape == piece.param.shape}
+    whole = {key: value for key, value in piece.state.items() if value.shape == piece.param.shape}
     if piece.compensation is not None:
-        arrays["compensation"] = piece.compensation
-    rows = {key: value[index] for key, value in arrays.items()}
+        whole["compensation"] = piece.compensation
+    rows = {key: value[index] for key, value in whole.items()}
     part = Piece(
         piece.param[index], piece.grad.values(), {**piece.state, **rows},
         rows.get("compensation"), piece.t, piece.scale,
@@ -262,7 +292,18 @@ def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None
     step_dense(batch, part, noise)
     piece.param[index] = part.param
     for key, value in rows.items():
-        arrays[key][index] = value
+        whole[key][index] = value
+
+
+def alone(batch: Batch) -> Callable[[Piece, torch.Generator | None], None]:
+    """How parameters of a batch are stepped one by one."""
+    if batch.rule.core is not None:
+        return Around(batch, batch.rule.core).step
+    repeated = Repeated(lambda part: stepped(batch, batch.rule, part))
+    use = batch.rule.scope == "element"
+    return lambda piece, noise: step_dense(
+        batch, piece, noise, repeated if use and noise is None else None
+    )
 
 
 def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None:
@@ -271,6 +312,7 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
     ``compiled`` may step a piece itself; it says whether it did.
     """
     ordinary = []
+    step_alone = alone(batch)
     for index, piece in enumerate(batch.pieces()):
         if not piece.param.numel():  # norms and factors of nothing are not defined
             continue
@@ -281,13 +323,12 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
         if piece.grad.is_sparse:
             step_rows(batch, piece, noise)
         elif noise is not None:
-            step_dense(batch, piece, noise)
+            step_alone(piece, noise)
         else:
             ordinary.append(piece)
-    repeated = Repeated(batch)
     for pieces in stacks(ordinary):
         if len(pieces) == 1:
-            step_dense(batch, pieces[0], None, repeated)
+            step_alone(pieces[0], None)
         else:
             step_stack(batch, pieces)
 
@@ -313,9 +354,7 @@ def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, fl
     for batch in batches:
         vars(batch.hyper).update(before)
         for piece in batch.pieces():
-            grad, param = prepare(batch, piece), widen(piece.param, piece.compensation)
-            if batch.mode == "l2":
-                grad = add_scaled(grad, param, batch.hyper.weight_decay)
+            grad, param = seen(batch, piece)
             sums, new_state = hook.partial(grad, param, piece.state, batch.hyper, piece.t)
             store(piece.state, new_state)
             for key, value in sums.items():

@@ -3,20 +3,29 @@
 A pure rule allocates what it returns and has it copied afterwards, which is a fifth of an eager
 step. So the torch operations on a few entries are written down, and done again for whole pieces of
 the same age and scale with their results in reused buffers, or straight in the state and the
-parameter once nobody needs what was there. What is not entry by entry is left to the ordinary way.
+parameter once nobody needs what was there. Numbers in the state (0-D tensors) are constants of what
+was written down. What is not entry by entry is left to the ordinary way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from optimizers.core import State
+from optimizers.precision import compute_dtype
+
+if TYPE_CHECKING:
+    from optimizers.engines import Piece
+
 LEAST = 2**15  # entries that are worth a recording
+COPY = torch.ops.aten.clone.out
 
 
 @cache
@@ -25,6 +34,11 @@ def writing(func: Any) -> Any:
     name = func._overloadname
     out = "out" if name in ("Tensor", "default") else f"{name}_out"
     return getattr(func.overloadpacket, out, None)
+
+
+def is_identity(func: Any, args: Sequence[Any]) -> bool:
+    """Whether an operation multiplies by one."""
+    return str(func) == "aten.mul.Tensor" and isinstance(args[1], float) and args[1] == 1.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kind = (inputs[0].shape, inputs[0].dtype)
         self.numbers = {id(tensor): number for number, tensor in enumerate(inputs)}
         self.alive = [*inputs]  # an id names a tensor only while it lives
+        self.same: list[Tensor] = []  # as one of the others, but another object
         self.steps: list[tuple[Any, list[Any], dict[str, Any], int]] = []
         self.complete = True
 
@@ -65,12 +80,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Do one operation and write it down."""
         result, kwargs = func(*args, **(kwargs or {})), kwargs or {}
         tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
-        known = all(id(tensor) in self.numbers for tensor in tensors)
+        if not any(tensor.dim() for tensor in tensors):
+            return result  # of numbers alone: a constant
+        if is_identity(func, args) and id(args[0]) in self.numbers:
+            self.numbers[id(result)] = self.numbers[id(args[0])]
+            self.same.append(result)
+            return result
+        known = all(id(tensor) in self.numbers or not tensor.dim() for tensor in tensors)
         same = isinstance(result, Tensor) and (result.shape, result.dtype) == self.kind
         fresh = same and id(result) not in self.numbers and not func.is_view
         self.complete = self.complete and known and fresh and writing(func) is not None
         if self.complete:
-            named = [Place(self.numbers[id(a)]) if isinstance(a, Tensor) else a for a in args]
+            named = [Place(self.numbers[id(a)]) if id(a) in self.numbers else a for a in args]
             self.complete = not any(isinstance(value, Tensor) for value in kwargs.values())
             self.numbers[id(result)] = len(self.alive)
             self.alive.append(result)
@@ -87,7 +108,8 @@ class Replay:
     def run(self, inputs: Sequence[Tensor]) -> None:
         """Step one piece in place; it has at most as many entries as the recorded one."""
         size = inputs[0].numel()
-        places = [*inputs, *(buffer[:size] for buffer in self.buffers)]
+        few = self.buffers if size == self.size else [buffer[:size] for buffer in self.buffers]
+        places = [*inputs, *few]
         for operation in self.operations:
             args = [places[a.number] if type(a) is Place else a for a in operation.args]
             operation.call(*args, **operation.kwargs, out=places[operation.result.number])
@@ -101,32 +123,46 @@ def record(
     Returns how to repeat it in place for inputs of up to ``size`` entries, or None if it cannot be.
     """
     recorder = Recorder(inputs)
+    held = {id(tensor): place for place, tensor in enumerate(inputs)}
+    results: list[Tensor | None] = []
     with recorder:
-        results = body()
-    own = [recorder.numbers.get(id(result)) for result in results]
-    if not recorder.complete or None in [
-        o for o, result in zip(own, results, strict=True) if result is not None
-    ]:
+        for place, result in enumerate(body()):
+            other = id(result) in held and held[id(result)] != place
+            results.append(result.clone() if result is not None and other else result)
+    own = [None if r is None else recorder.numbers.get(id(r), -1) for r in results]
+    if not recorder.complete or -1 in own:
         return None
+    own = [None if number == place else number for place, number in enumerate(own)]
     return plan(recorder, own, size)
 
 
 def plan(recorder: Recorder, results: Sequence[int | None], size: int) -> Replay | None:
-    """Give every value a place: that of the input it replaces, or a buffer that is free."""
+    """Give every value a place: that of the input it replaces, or a buffer that is free.
+
+    None if an input comes out in another's place unchanged.
+    """
     inputs = len(results)
     last = dict.fromkeys(range(len(recorder.alive)), -1)  # the operation that reads a value last
     for index, (_, args, _, _) in enumerate(recorder.steps):
         last |= {arg.number: index for arg in args if isinstance(arg, Place)}
-    goals = {value: place for place, value in enumerate(results) if value is not None}
-    if len(goals) != sum(value is not None for value in results) or min(goals, default=0) < inputs:
-        return None  # one value for two inputs, or an input for another
+    made = {value: index for index, (_, _, _, value) in enumerate(recorder.steps)}
+    goals: dict[int, int] = {}
+    late: list[tuple[int, int]] = []  # what was there is still needed: copied at the end
+    for place, value in enumerate(results):
+        if value is None:
+            continue
+        if value < inputs:
+            return None
+        if value not in goals and last[place] <= made[value]:
+            goals[value] = place
+        else:
+            late.append((value, place))
+            last[value] = len(recorder.steps)
     places = {number: number for number in range(inputs)}
     free: list[int] = []
     count, operations = inputs, []
     for index, (call, args, kwargs, value) in enumerate(recorder.steps):
         named = tuple(Place(places[a.number]) if isinstance(a, Place) else a for a in args)
-        if value in goals and last[goals[value]] > index:
-            return None  # what was there is still needed
         for arg in {a.number for a in args if isinstance(a, Place)}:
             if arg >= inputs and arg not in goals and last[arg] == index:
                 free.append(places[arg])
@@ -137,6 +173,72 @@ def plan(recorder: Recorder, results: Sequence[int | None], size: int) -> Replay
         else:
             places[value], count = count, count + 1
         operations.append(Operation(call, named, kwargs, Place(places[value])))
+    for value, place in late:
+        operations.append(Operation(COPY, (Place(places[value]),), {}, Place(place)))
     like = recorder.alive[0]
     buffers = [like.new_empty(size) for _ in range(count - inputs)]
     return Replay(operations, buffers, size)
+
+
+def arrays(part: Piece) -> list[Tensor]:
+    """What a part is made of, but for numbers."""
+    return [part.param, part.grad, *(value for value in part.state.values() if value.dim())]
+
+
+class Repeated:
+    """Large pieces that are recorded once per age, scale and state.
+
+    ``compute`` gives the new parameter of a piece, or None where that stays, and its new state.
+    """
+
+    def __init__(self, compute: Callable[[Piece], tuple[Tensor | None, State]]) -> None:
+        self.compute = compute
+        self.known: dict[object, tuple[Replay | None, State]] = {}
+
+    def step(self, part: Piece) -> State | None:
+        """Step one part in place; the new numbers of its state, which all parts share.
+
+        None: nothing is done, and it has to be stepped the ordinary way.
+        """
+        found = self.find(part)
+        if found is None:
+            return None
+        again, numbers = found
+        again.run(arrays(part))
+        return numbers
+
+    def find(self, part: Piece) -> tuple[Replay, State] | None:
+        """How a part and smaller ones of the same parameter are stepped, and their new numbers."""
+        numbers = [value for value in part.state.values() if not value.dim()]
+        inputs, dtype = arrays(part), compute_dtype(part.param.dtype)
+        fits = (
+            part.compensation is None
+            and part.param.dim() == 1
+            and part.param.numel() >= LEAST
+            and all(t.shape == part.param.shape and t.dtype == dtype for t in inputs)
+            and all(value.device.type == "cpu" for value in numbers)
+        )
+        if not fits:
+            return None
+        now = tuple(value.item() for value in numbers)
+        key = (part.t, part.scale, dtype, part.param.device, *part.state, *now)
+        again, after = self.known.get(key, (None, {}))
+        if key not in self.known or (again is not None and again.size < part.param.numel()):
+            again, after = self.known[key] = self.record(part, inputs)
+        return None if again is None else (again, after)
+
+    def record(self, part: Piece, inputs: Sequence[Tensor]) -> tuple[Replay | None, State]:
+        """How to repeat a part, and the new numbers of its state."""
+        few = iter([tensor[:LEAST] for tensor in inputs])
+        numbers = {key for key, value in part.state.items() if not value.dim()}
+        cut = replace(part, param=next(few), grad=next(few))
+        state = {k: v.clone() if k in numbers else next(few) for k, v in part.state.items()}
+        cut = replace(cut, state=state)
+        after: State = {}
+
+        def body() -> list[Tensor | None]:
+            new, changed = self.compute(cut)
+            after.update({key: changed[key] for key in numbers if key in changed})
+            return [new, None, *(changed.get(key) for key in state if key not in numbers)]
+
+        return record(arrays(cut), body, part.param.numel()), after

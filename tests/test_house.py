@@ -18,9 +18,9 @@ MAX_LINES = 400
 # A module may import from its own row and from rows above it. A package stands for all inside it.
 LAYERS = {
     "optimizers": (
-        ("optimizers.core",),
-        ("optimizers.rules", "optimizers.signatures"),
+        ("optimizers.core", "optimizers.parts"),
         ("optimizers.precision",),
+        ("optimizers.rules", "optimizers.signatures"),
         ("optimizers.sharding",),
         (
             "optimizers.clipping",

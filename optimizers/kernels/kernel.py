@@ -17,7 +17,15 @@ import torch
 from optimizers.core import DecayMode, Rule, Values
 from optimizers.kernels import build, watch
 from optimizers.kernels.source import Form, Writer
-from optimizers.kernels.trace import Graph, Layout, Untraceable, share_graph, step_graph
+from optimizers.kernels.trace import (
+    Graph,
+    Layout,
+    Untraceable,
+    after_graph,
+    before_graph,
+    share_graph,
+    step_graph,
+)
 
 BLOCK = 16384  # entries; four float32 columns of a block fit the second-level cache
 # Entries that are worth a thread: less takes a millisecond, and on a busy machine waiting for
@@ -112,26 +120,30 @@ class Kernel:
         return array("d", [float(getattr(values, name)) for name in self.hypers])
 
 
+# the whole step; what a `ModelHook` sums up; what comes before and after a `Core`
+PARTS = {
+    "step": step_graph, "share": share_graph, "before": before_graph, "after": after_graph
+}  # fmt: skip
+
 _known: dict[object, Kernel | None] = {}
 _alike: dict[object, Kernel] = {}  # a vector and a matrix often mean the same to a rule
 
 
 def kernel_of(
-    rule: Rule, mode: DecayMode, layout: Layout, form: Form, values: Values, *, share: bool = False
+    rule: Rule, mode: DecayMode, layout: Layout, form: Form, values: Values, part: str = "step"
 ) -> Kernel | None:
-    """The kernel of a rule's step, or of what it shares; None for rules that have none.
+    """The kernel of a rule's step, or of another of `PARTS`; None for rules that have none.
 
     One per rule, options, place of the decay, layout of the state, and dtype; neither a model's
     shapes nor any number of ``values`` matter.
     """
     options = tuple((name, getattr(values, name)) for name in rule.options)
     text = (rule.name, rule.update, rule.model, rule.still_first, rule.weight_decay_mode)
-    key = (text, options, mode, layout, form, share)
+    key = (text, options, mode, layout, form, part)
     if key not in _known:
-        trace = share_graph if share else step_graph
         try:
-            name = f"{rule.name}-share" if share else rule.name
-            kernel = Kernel.of(name, trace(rule, mode, layout, values), form)
+            name = rule.name if part == "step" else f"{rule.name}-{part}"
+            kernel = Kernel.of(name, PARTS[part](rule, mode, layout, values), form)
             same = (kernel.text, kernel.name, kernel.columns, kernel.hypers)
             _known[key] = _alike.setdefault(same, kernel)
         except Untraceable:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from optimizers.core import DecayMode, Rule, State, Values
 from optimizers.kernels import policy
+from optimizers.kernels.around import AroundTable
 from optimizers.kernels.build import NoKernel, tell_once
 from optimizers.kernels.kernel import kernel_of
 from optimizers.kernels.source import Form
-from optimizers.kernels.table import GRAD, REAL, Signature, Table, factor, holds, takes
-from optimizers.kernels.trace import Layout, Untraceable
+from optimizers.kernels.table import CONTIGUOUS, GRAD, REAL, Signature, Table, factor, holds, takes
+from optimizers.kernels.trace import Layout, Untraceable, shape_of
+from optimizers.parts import Core
 from optimizers.precision import HALF, compute_dtype
 
 
@@ -63,7 +65,8 @@ class Plan:
         """Make tables of what was found, or leave it to the eager engine."""
         for signature, params in self.found.items() if use else ():
             try:
-                self.tables.append(Table(signature, params, [*map(GRAD, params)]))
+                kind = Table if signature.core is None else AroundTable
+                self.tables.append(kind(signature, params, [*map(GRAD, params)]))
             except NoKernel as error:
                 tell_once(f"optimizers run without compiled kernels: {error}")
         taken = {id(param) for table in self.tables for param in table.params}
@@ -97,7 +100,10 @@ class Signatures:
     def of(self, param: Tensor, state: State) -> Signature | None:
         """What a parameter with this state (or none) needs, or None if no kernel can do it."""
         kinds = tuple((key, value.dtype) for key, value in state.items())
-        key = (param.dtype, min(param.dim() + param.is_complex(), 3), kinds)
+        core = self.wish.rule.core
+        storage = core and core.storage(param, self.values)
+        kind = shape_of(self.wish.rule, param.shape)
+        key = (param.dtype, min(param.dim() + param.is_complex(), 3), kind, kinds, storage)
         if key not in self.known:
             self.known[key] = self.find(param, state)
         return self.known[key]
@@ -118,17 +124,33 @@ class Signatures:
         if "step" not in state or not fresh.keys() <= own.keys():
             own = fresh  # as it will be allocated
         try:
-            layout = Layout.of(wish.rule, values, wide, own, len(shape))
+            layout = Layout.of(wish.rule, values, wide, own, shape)
         except Untraceable:  # bases, which may have the shape of a factor or of the parameter
             return None
-        form = Form(dtype, wish.low_precision == "kahan" and dtype in HALF)
+        form = Form(dtype, wish.low_precision == "kahan" and dtype in HALF, dtype)
+        core = wish.rule.core
+        if core is not None:
+            return self.around(core, param, layout, form)
         kernel = kernel_of(wish.rule, wish.mode, layout, form, values)
         if kernel is None:
             return None
         if wish.rule.model is None:
-            return Signature(param.dtype, kernel, None)
-        share = kernel_of(wish.rule, wish.mode, layout, form, values, share=True)
+            return Signature(param.dtype, kernel)
+        share = kernel_of(wish.rule, wish.mode, layout, form, values, "share")
         return Signature(param.dtype, kernel, share) if share else None
+
+    def around(self, core: Core, param: Tensor, layout: Layout, form: Form) -> Signature | None:
+        """The kernels before and after a rule's core."""
+        storage = core.storage(param, self.values)
+        leads = Form(storage, False, form.grad)
+        follows = Form(form.storage, form.compensated, storage)
+        before, after = (
+            kernel_of(self.wish.rule, self.wish.mode, layout, own, self.values, part)
+            for own, part in ((leads, "before"), (follows, "after"))
+        )
+        if before is None or after is None:
+            return None
+        return Signature(param.dtype, before, core=core, after=after)
 
 
 def sort_params(
@@ -145,8 +167,9 @@ def sort_params(
         fits = takes(param, grad) and holds(param, state)
         fits = fits and (not wish.units or (param.is_contiguous() and grad.is_contiguous()))
         signature = signatures.of(param, state) if fits else None
-        if signature is not None and signature.kernel.factored:
-            whole = param.is_contiguous() and grad.is_contiguous() and not wish.units
+        if signature is not None and (signature.kernel.factored or signature.core):
+            arrays = (param, grad, *state.values())
+            whole = all(map(CONTIGUOUS, arrays)) and not wish.units
             signature = signature if whole else None
         if signature is None:
             plan.rest.append(param)

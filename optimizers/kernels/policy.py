@@ -49,8 +49,7 @@ def use_kernels(
         return True
     if engine == "eager" or not signatures:
         return False
-    kernels = [k for s in signatures for k in (s.kernel, s.share) if k is not None]
-    if all(kernel.ready for kernel in kernels):
+    if all(kernel.ready for signature in signatures for kernel in signature.kernels):
         return True
     return engine == "auto" and compiler() is not None and pays(signatures, params, steps)
 

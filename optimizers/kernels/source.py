@@ -36,10 +36,13 @@ LENGTHS = {"row": "size[1]", "column": "size[2]"}
 
 @dataclass(frozen=True)
 class Form:
-    """How a graph meets memory: ``storage`` of the parameters, and whether they are compensated."""
+    """How a graph meets memory: ``storage`` of the parameters, whether they are compensated, and
+    the dtype of the gradients.
+    """
 
     storage: torch.dtype
     compensated: bool
+    grad: torch.dtype
 
     def columns(self, graph: Graph) -> list[str]:
         """What the rows of a table hold pointers to: first all with one value per entry."""
@@ -75,7 +78,7 @@ class Writer:
     def storage(self, column: str) -> str:
         """The C++ type in memory of a column."""
         if column in ("param", "grad"):
-            return STORAGE[self.form.storage]
+            return STORAGE[self.form.storage if column == "param" else self.form.grad]
         if column == "compensation":
             return "short"
         return C_TYPES[self.graph.inputs[column].dtype]
@@ -302,7 +305,7 @@ class Writer:
         repeat = repeat and not any(node.op == "size" for node in self.nodes)
         head = [
             f"typedef {C_TYPES[self.graph.dtype]} T;",
-            f"#define STORED {STORAGE[self.form.storage]}",
+            f"#define STORED {STORAGE[self.form.grad]}",
             f"#define PASSES {self.graph.passes}",
             f"#define STAGES {self.graph.stages}",
             f"#define COLUMNS {len(self.columns)}",

@@ -23,6 +23,7 @@ from optimizers.engines import flat
 from optimizers.kernels.kernel import Call, Kernel, blocks, threads_for
 from optimizers.kernels.source import STORAGE
 from optimizers.kernels.watch import Watch, address
+from optimizers.parts import Core
 from optimizers.precision import COMPENSATION_DTYPE, as_real, compute_dtype
 
 POINTER: Callable[[Tensor], int] = Tensor.data_ptr
@@ -116,7 +117,14 @@ class Signature:
 
     dtype: torch.dtype  # of the parameters
     kernel: Kernel
-    share: Kernel | None
+    share: Kernel | None = None
+    core: Core | None = None  # then `kernel` leads to it, and `after` away from it
+    after: Kernel | None = None
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """All that there are."""
+        return [k for k in (self.kernel, self.share, self.after) if k is not None]
 
 
 class Table:
@@ -124,6 +132,7 @@ class Table:
 
     def __init__(self, signature: Signature, params: list[Tensor], grads: list[Tensor]) -> None:
         self.kernel, self.share, self.dtype = signature.kernel, signature.share, signature.dtype
+        self.kernels = signature.kernels
         self.library = self.kernel.library()
         self.params = params
         self.objects = array("q", map(id, params))
@@ -219,9 +228,8 @@ class Table:
             for row in range(len(self.params))
         ]
         self.layout_table = table_of(self.layouts)
-        kernels = [self.kernel, *([self.share] if self.share else [])]
-        self.slots = array("d", bytes(8 * max(k.slots for k in kernels) * len(self.params)))
-        most = max(k.reductions for k in kernels)
+        self.slots = array("d", bytes(8 * max(k.slots for k in self.kernels) * len(self.params)))
+        most = max(k.reductions for k in self.kernels)
         self.sums = array("d", bytes(8 * max(most, 1) * len(self.item_rows)))
         self.calls: dict[Kernel, tuple[Any, Call]] = {}
         self.kept: list[array[int]] = []  # what the calls point to

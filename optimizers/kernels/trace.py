@@ -20,11 +20,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optimizers.core import DecayMode, Rule, State, Values, add_scaled, advance
+from optimizers.parts import follow
 
 # What a rule is traced with. The values do not matter, and neither may the sizes: what a rule makes
 # of a size that it reads off would become a constant, so a second trace has to be the same. The
 # sizes themselves are recognised, and therefore no numbers that a rule would say.
-SHAPES = {False: ((37,), (41,)), True: ((43, 37), (47, 41))}
+SHAPES = {
+    "vector": ((37,), (41,)), "matrix": ((43, 37), (47, 41)), "singles": ((37, 1, 1), (41, 1, 1))
+}  # fmt: skip
 SIZES = ("entries", "rows", "columns")
 Kind = Literal["scalar", "row", "column", "entry"]
 REDUCTIONS = ("sum", "linalg_vector_norm")
@@ -229,21 +232,33 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.add(result, op, (node,))
 
 
+def shape_of(rule: Rule, shape: Sequence[int]) -> str:
+    """Which of `SHAPES` stands for a parameter's: the rule may ask for rows and columns.
+
+    "singles" are matrices of one entry each, such as the weights of a 1 x 1 convolution.
+    """
+    if rule.scope != "tensor" or len(shape) < 2:
+        return "vector"
+    return "singles" if len(shape) > 2 and tuple(shape[-2:]) == (1, 1) else "matrix"
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a trace depends on beside the rule: the dtype of the arithmetic, the state and its 0-D
-    tensors' dtypes, and whether the parameter is a matrix (for rules of scope "tensor").
+    tensors' dtypes, and which of `SHAPES` the parameter has.
     """
 
     dtype: torch.dtype
     state: tuple[tuple[str, Kind, torch.dtype], ...]
-    matrix: bool = False
+    shape: str = "vector"
 
     @classmethod
-    def of(cls, rule: Rule, values: Values, dtype: torch.dtype, state: State, dims: int) -> Layout:
-        """The layout of one real parameter with ``dims`` dimensions and of its state."""
-        matrix = rule.scope == "tensor" and dims > 1
-        shape = SHAPES[matrix][0]
+    def of(
+        cls, rule: Rule, values: Values, dtype: torch.dtype, state: State, shape: Sequence[int]
+    ) -> Layout:
+        """The layout of one real parameter of this shape and of its state."""
+        known = shape_of(rule, shape)
+        shape = SHAPES[known][0]
         fresh = rule.state(torch.empty(shape, dtype=dtype, device="meta"), values)
         kinds = Recorder(shape).kinds
         found: list[tuple[str, Kind, torch.dtype]] = []
@@ -252,7 +267,7 @@ class Layout:
             if kind is None:
                 raise Untraceable(f"{key} is neither factor nor entries")
             found.append((key, kind, value.dtype if kind == "scalar" else dtype))
-        return cls(dtype, tuple(found), matrix)
+        return cls(dtype, tuple(found), known)
 
 
 Body: TypeAlias = Callable[[Tensor, Tensor, State, Values, Tensor], Mapping[str, Tensor]]
@@ -266,7 +281,7 @@ def run(
 ) -> Graph:
     """Trace ``body(grad, param, state, hyper, t)`` with ``numbers`` of the values as tensors."""
     first, second = (
-        run_shape(shape, layout, values, numbers, body) for shape in SHAPES[layout.matrix]
+        run_shape(shape, layout, values, numbers, body) for shape in SHAPES[layout.shape]
     )
     if first.text() != second.text():
         raise Untraceable("the rule depends on the size of the parameter")
@@ -320,6 +335,26 @@ def step_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> G
         return {"param": new, **state}
 
     return run(layout, values, numbers_of(rule, values), body)
+
+
+def before_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> Graph:
+    """What leads to a rule's core; the values for it take the place of the parameter."""
+    core = rule.core
+    if core is None or mode == "l2":
+        raise Untraceable(f"{rule.name} has no core, or decays before it")
+
+    def body(
+        grad: Tensor, param: Tensor, state: State, hyper: Values, t: Tensor
+    ) -> dict[str, Tensor]:
+        inside, state = core.before(grad, param, state, hyper, t)
+        return {"param": inside, **state}
+
+    return run(layout, values, numbers_of(rule, values), body)
+
+
+def after_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> Graph:
+    """What becomes of a core's direction, which takes the place of the gradient."""
+    return step_graph(replace(rule, update=follow), mode, replace(layout, state=()), values)
 
 
 def share_graph(rule: Rule, mode: DecayMode, layout: Layout, values: Values) -> Graph:

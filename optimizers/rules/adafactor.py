@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from optimizers.core import (
-    Blocks,
     Hyper,
-    Known,
     Rule,
     Scalar,
     State,
@@ -27,7 +25,11 @@ from optimizers.core import (
     ema_square,
     where,
 )
+from optimizers.parts import Blocks, Known
 from optimizers.rules.ranges import epsilon, learning_rate, weight_decay
+
+TOTALS = ("size", "param", "scaled_sum")  # of all matrices of a parameter together
+SMALL = 64  # entries of a matrix, below which operations on its rows are slower than products
 
 
 def at_most_(values: Tensor, bound: Scalar) -> Tensor:
@@ -43,19 +45,65 @@ def square_sum(values: Tensor) -> Tensor:
     return torch.dot(flat, flat)
 
 
+def is_small(tensor: Tensor) -> bool:
+    """Whether a tensor is many small matrices, as the weights of a convolution are."""
+    return tensor.dim() > 2 and 1 < tensor.shape[-1] * tensor.shape[-2] <= SMALL
+
+
+def is_single(tensor: Tensor) -> bool:
+    """Whether every matrix is one entry, as in a convolution of single pixels."""
+    return tensor.dim() > 2 and tensor.shape[-2:] == (1, 1)
+
+
+def members(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Which row, and which column, each entry of a matrix belongs to: ones among zeros.
+
+    Sums over rows and columns, and values per row and column spread over the entries, are products
+    with these. Of shapes ``(entries, rows)`` and ``(entries, columns)``.
+    """
+    rows, columns = like.shape[-2:]
+    row = torch.eye(rows, dtype=like.dtype, device=like.device).repeat_interleave(columns, dim=0)
+    return row, torch.eye(columns, dtype=like.dtype, device=like.device).repeat(rows, 1)
+
+
+def square_sums(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of squares of each row and of each column, with the dimensions that go kept."""
+    if is_single(grad):
+        return grad * grad, grad * grad
+    if not is_small(grad):
+        lengths: Tensor = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
+        return lengths * lengths, (grad * grad).sum(dim=-2, keepdim=True)
+    rows, columns, squares = *grad.shape[-2:], grad * grad
+    sums = squares.reshape(-1, rows * columns) @ torch.cat(members(grad), dim=1)
+    by_row, by_column = sums[:, :rows], sums[:, rows:]
+    leading = grad.shape[:-2]
+    return by_row.reshape(*leading, rows, 1), by_column.reshape(*leading, 1, columns)
+
+
+def outer(by_row: Tensor, by_column: Tensor, like: Tensor) -> Tensor:
+    """The product of a value per row and one per column, for each entry."""
+    if not is_small(like):
+        return by_row * by_column
+    most = torch.finfo(like.dtype).max  # infinity times zero would be NaN
+    spread = (
+        values.clamp(max=most).reshape(-1, own.shape[1]) @ own.mT
+        for values, own in zip((by_row, by_column), members(like), strict=True)
+    )
+    product: Tensor = next(spread).mul_(next(spread))
+    return product.reshape(like.shape)
+
+
 def factors(
     grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar, known: Known
 ) -> Known:
     """What these rows say of sizes and of the second moment."""
     found: Known = {"size": float(grad.numel()), "param": square_sum(param)}
     if grad.dim() > 1:
-        lengths: Tensor = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
-        means = lengths * lengths / grad.shape[-1]
-        row_var = ema(state["row_var"], means, 1 - t**hyper.beta2_decay)
+        row_sums, found["column_sum"] = square_sums(grad)
+        row_var = ema(state["row_var"], row_sums / grad.shape[-1], 1 - t**hyper.beta2_decay)
         found["rows"] = float(grad.shape[-2])
         found["row_var"] = row_var
-        found["row_sum"] = row_var.sum(dim=-2, keepdim=True)
-        found["column_sum"] = (grad * grad).sum(dim=-2, keepdim=True)
+        found["row_sum"] = row_var if is_single(grad) else row_var.sum(dim=-2, keepdim=True)
     return found
 
 
@@ -73,7 +121,7 @@ def scaled(
     col_var = ema(state["col_var"], known["column_sum"] / known["rows"], beta2)
     whole = at_least(known["row_sum"] / known["rows"], eps1)
     # roots of the factors instead of factors of the root: rows and columns are few
-    roots = (row_var / whole).rsqrt() * col_var.rsqrt()
+    roots = outer((row_var / whole).rsqrt(), col_var.rsqrt(), grad)
     bound = where(eps1 > 0, 1 / where(eps1 > 0, eps1, 1.0), inf)
     return at_most_(roots, bound).mul_(grad), {"row_var": row_var, "col_var": col_var}
 
@@ -101,7 +149,7 @@ def finish(
     return direction.mul_(size / clipping / where(cap > 1, cap, 1.0)), state
 
 
-BLOCKS = Blocks(passes=(factors, length), finish=finish, per_row=("row_var",))
+BLOCKS = Blocks(passes=(factors, length), finish=finish, per_row=("row_var",), totals=TOTALS)
 
 
 def init(param: Tensor, hyper: Values) -> State:

@@ -10,28 +10,60 @@ the output head, which `create` sees in a model and a group marks with ``"rule":
 
     Muon([{"params": body}, {"params": [*embedding, *head], "rule": "adamw"}])
 
-The iteration runs in the precision of the arithmetic. torch's always runs in bfloat16.
+torch's iteration and the author's run in bfloat16, whatever the parameters: its rounding moves
+singular values by about a hundredth, which the iteration itself spreads over 0.7..1.2. Here
+``ns_precision`` says: "full" is the precision of the arithmetic, "bfloat16" as they do, and "auto"
+takes bfloat16 for float32 matrices with at least 128 rows and columns on devices that multiply it
+faster (x86 with AMX or AVX512-BF16, GPUs from Ampere on).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from math import prod
 
 import torch
 from torch import Tensor
 
-from optimizers.core import Hyper, Option, Partner, Rule, Scalar, State, Values, ema
+from optimizers.core import Hyper, Option, Partner, Rule, Scalar, State, Values, at_least, ema
+from optimizers.parts import Core
+from optimizers.precision import compute_dtype
 from optimizers.rules.ranges import beta, epsilon, learning_rate, weight_decay
 
 LONG = 2  # of the longer side over the shorter: Gram matrices then need fewer operations
+WORTH = 128  # of the shorter side: below, products are too small for bfloat16 to matter
 # Rounding leaves Gram matrices of singular matrices slightly indefinite, and each step makes that
-# a² times worse: 1e-7 becomes 2e-2 in five, which is harmless.
-RESTART = 5
+# a² times worse. In float32 1e-7 becomes 2e-2 in five, which is harmless; bfloat16 begins with 2e-3
+# of entries that are small at first, and has to go back to X after three steps and then every two.
+RESTARTS = {torch.bfloat16: (3, 2)}
+RESTART = (5, 5)
 
 
 def is_matrix(param: Tensor) -> bool:
     """Whether a parameter has rows and columns."""
     return param.dim() >= 2
+
+
+@cache
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 faster than float32."""
+    if device.type == "cpu":
+        about = torch.cpu.get_capabilities()
+        units = about.get("amx_bf16", False) or about.get("avx512_bf16", False)
+        return bool(units) and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def precision(param: Tensor, hyper: Values) -> torch.dtype:
+    """The dtype of the iteration; ``param`` is in that of the arithmetic, or half precision."""
+    rows, columns = param.shape[0], prod(param.shape[1:])
+    if hyper.ns_precision == "auto":
+        worth = min(rows, columns) >= WORTH and param.dtype != torch.float64
+        narrow = worth and fast_bfloat16(param.device)
+    else:
+        narrow = hyper.ns_precision == "bfloat16"
+    return torch.bfloat16 if narrow else compute_dtype(param.dtype)
 
 
 def polynomial(gram: Tensor, hyper: Values) -> Tensor:
@@ -55,7 +87,11 @@ def times(factor: Tensor, x: Tensor, tall: bool) -> Tensor:
 def by_products(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor:
     """The iteration as it is written."""
     for _ in range(steps):
-        x = hyper.ns_a * x + times(polynomial(gram_of(x, tall), hyper), x, tall)
+        factor = polynomial(gram_of(x, tall), hyper)
+        if isinstance(hyper.ns_a, Tensor):
+            x = hyper.ns_a * x + times(factor, x, tall)
+        else:
+            x = torch.addmm(x, *((x, factor) if tall else (factor, x)), beta=hyper.ns_a)
     return x
 
 
@@ -63,27 +99,39 @@ def by_grams(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor
     """The same iteration on the Gram matrix alone, which is small if X is long.
 
     X enters only at both ends: with ``P = a + b·G + c·G²``, ``P X`` has the Gram matrix ``P G P``,
-    and all these matrices commute.
+    and all these matrices commute. X is overwritten, square by square, to save a second one.
     """
     gram = gram_of(x, tall)
-    unit = torch.eye(gram.shape[0], dtype=x.dtype, device=x.device)
-    product = unit
+    product = gram
     for step in range(steps):
-        factor = hyper.ns_a * unit + polynomial(gram, hyper)
+        factor = polynomial(gram, hyper)
+        factor.diagonal().add_(hyper.ns_a)
         product = factor @ product if step else factor
         if step + 1 < steps:
             gram = factor @ (factor @ gram)
-    return times(product, x, tall)
+    for part in torch.split(x, gram.shape[0], dim=0 if tall else 1):
+        part.copy_(times(product, part, tall))
+    return x
+
+
+def runs(steps: int, dtype: torch.dtype) -> Iterator[int]:
+    """The steps in runs, each of which begins with the Gram matrix of X itself."""
+    most, later = RESTARTS.get(dtype, RESTART)
+    while steps > 0:
+        yield min(most, steps)
+        steps, most = steps - most, later
 
 
 def orthogonalized(matrix: Tensor, hyper: Values) -> Tensor:
-    """A matrix with the singular vectors of ``matrix`` and singular values near 1."""
+    """A matrix with the singular vectors of ``matrix``, which is overwritten, and singular values
+    near 1.
+    """
     tall = matrix.shape[0] > matrix.shape[1]
     short, long = sorted(matrix.shape)
-    x: Tensor = matrix / matrix.norm().clamp(min=hyper.eps)
+    x = matrix.div_(at_least(matrix.norm(), hyper.eps))
     iterate = by_grams if long >= LONG * short else by_products
-    for done in range(0, hyper.ns_steps, RESTART):
-        x = iterate(x, hyper, min(RESTART, hyper.ns_steps - done), tall)
+    for steps in runs(hyper.ns_steps, x.dtype):
+        x = iterate(x, hyper, steps, tall)
     return x
 
 
@@ -94,16 +142,23 @@ def scale(rows: int, columns: int, adjust_lr_fn: str | None) -> float:
     return float(max(1.0, rows / columns) ** 0.5)
 
 
-def update(
+def momentum(
     grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
 ) -> tuple[Tensor, State]:
-    """The orthogonalized momentum, scaled by the shape of the matrix."""
+    """What is orthogonalized: the momentum, a step ahead with ``nesterov``."""
     buffer = ema(state["momentum_buffer"], grad, hyper.momentum)
-    seen = ema(grad, buffer, 1 - hyper.momentum) if hyper.nesterov else buffer
-    rows, columns = param.shape[0], prod(param.shape[1:])
-    matrix = orthogonalized(seen.reshape(rows, columns), hyper)
-    direction = matrix.reshape(param.shape) * scale(rows, columns, hyper.adjust_lr_fn)
-    return direction, {"momentum_buffer": buffer}
+    ahead = ema(grad, buffer, 1 - hyper.momentum) if hyper.nesterov else buffer
+    return ahead, {"momentum_buffer": buffer}
+
+
+def direction(values: Tensor, hyper: Values) -> Tensor:
+    """The orthogonalized momentum, scaled by the shape of the matrix."""
+    rows, columns = values.shape[0], prod(values.shape[1:])
+    matrix = orthogonalized(values.reshape(rows, columns), hyper)
+    return matrix.mul_(scale(rows, columns, hyper.adjust_lr_fn)).reshape(values.shape)
+
+
+CORE = Core(before=momentum, whole=direction, storage=precision)
 
 
 def init(param: Tensor, hyper: Values) -> State:
@@ -114,7 +169,8 @@ def init(param: Tensor, hyper: Values) -> State:
 MUON = Rule(
     name="muon",
     class_name="Muon",
-    update=update,
+    update=CORE.update,
+    core=CORE,
     state=init,
     partner=Partner(
         "adamw",
@@ -148,6 +204,11 @@ MUON = Rule(
     options={
         "nesterov": Option(True, (False, True), "interpolate the momentum with the gradient"),
         "ns_steps": Option(5, range(1, 100), "Newton-Schulz iterations"),
+        "ns_precision": Option(
+            "auto", ("auto", "full", "bfloat16"),
+            "of the iteration: that of the arithmetic, or bfloat16; auto takes bfloat16 for large "
+            "float32 matrices where it is faster",
+        ),
         "adjust_lr_fn": Option(
             None,
             (None, "original", "match_rms_adamw"),

@@ -16,8 +16,9 @@ SHAPE = (4, 3, 2, 2)
 BY_ROW = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
 BY_ENGINE = pytest.mark.parametrize("engine", ["eager", "compiled"])
 BY_NAME = {row.rule: row for row in ROWS}
-OVER_MATRICES = ("muon", "soap")  # no kernel: what they cost is matrix products
+OVER_MATRICES = ("soap",)  # no kernel: what they cost is matrix products
 FACTORED = ("adafactor",)  # their kernels take contiguous matrices and vectors
+CONTIGUOUS = ("adafactor", "muon")  # of their parameters kernels take no others
 
 # What situations are tried with: one array of state and two, two passes, a number in the state, and
 # a value per row and column.
@@ -29,6 +30,7 @@ SITUATIONS = pytest.mark.parametrize(
         ("lamb", {"lr": 0.02, "weight_decay": 0.3, "eps": 1e-3}),
         ("nadam", {"lr": 0.02}),
         ("adafactor", {"lr": 0.02, "weight_decay": 0.3}),
+        ("muon", {"lr": 0.02, "weight_decay": 0.3, "ns_precision": "full"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -69,6 +71,9 @@ def test_compiled_rules_agree_with_the_paper(row, settings):
         assert relative_error(actual.numpy(), one) < row.reference_error
 
 
+EXACT = {"muon": {"ns_precision": "full"}}  # of large matrices the default is bfloat16
+
+
 @BY_ROW
 def test_engines_agree_in_single_precision(row):
     """Many blocks, a tail, a vector and a number, all with one gradient norm."""
@@ -77,7 +82,8 @@ def test_engines_agree_in_single_precision(row):
         source = generator("single")
         shapes = [(257, 131), (9,), ()]
         params = [nn.Parameter(torch.randn(shape, generator=source)) for shape in shapes]
-        opt = optimizers.create(row.rule, params, engine=engine, clip_norm=1.0, **row.settings[-1])
+        settings = {**row.settings[-1], **EXACT.get(row.rule, {})}
+        opt = optimizers.create(row.rule, params, engine=engine, clip_norm=1.0, **settings)
         for _ in range(4):
             for param in params:
                 param.grad = torch.randn(param.shape, generator=source)
@@ -116,7 +122,10 @@ def test_clipping_and_decay_in_the_same_pass(rule, settings, shell, dtype):
             opt.step()
             assert all(torch.equal(p.grad, b) for p, b in zip(params, before, strict=True))
         ends.append([(p.detach(), opt.state[p].get("compensation", 0)) for p in params])
-    left = rule in FACTORED and (2 if "clip_agc" in shell else 1)
+    if rule == "muon":  # its kernels know no units, and no decay that the core would see
+        left = 2 if "clip_agc" in shell or "l2" in shell.values() else 0
+    else:
+        left = rule in FACTORED and (2 if "clip_agc" in shell else 1)
     assert by_kernel(opt) == 3 - left
     for (eager, lost), (compiled, gone) in zip(*ends, strict=True):
         if dtype in (torch.float16, torch.bfloat16):
@@ -144,7 +153,8 @@ def test_layouts_may_differ(rule, settings, engine, layout):
                 if value.shape == param.shape:
                     opt.state[param][key] = LAYOUTS[other](value)
         drive(opt, param, [LAYOUTS[other](grad) for grad in grads[2:]])
-        assert by_kernel(opt) == (engine == "compiled" and rule not in FACTORED)
+        whole = rule not in CONTIGUOUS or (rule == "muon" and layout == other == "contiguous")
+        assert by_kernel(opt) == (engine == "compiled" and whole)
         close(param, wanted)
         if layout == "sliced":
             assert (param._base[..., 1::2] == 7.0).all()
@@ -295,3 +305,17 @@ def test_sparse_and_dense_in_one_group(engine):
             opt.step()
     for one, other in zip((table, layer), twins, strict=True):
         torch.testing.assert_close(one.weight, other.weight, rtol=1e-5, atol=1e-7)
+
+
+@BY_ENGINE
+@pytest.mark.parametrize("shape", [(8, 6, 1, 1), (64, 40, 3, 3), (3, 1, 2), (40, 3, 11, 11)])
+def test_adafactor_of_convolutions(engine, shape):
+    """Matrices of one entry, of few and of many: each has its own factors."""
+    start, grads = problem(shape, 6)
+    grads = [grad.index_fill(0, torch.tensor([1]), 0.0) for grad in grads]  # no second moment
+    settings = {"lr": 0.02, "weight_decay": 0.3}
+    param = nn.Parameter(start.clone())
+    opt = optimizers.Adafactor([param], engine=engine, **settings)
+    drive(opt, param, grads)
+    assert by_kernel(opt) == (engine == "compiled" and shape[2:] == (1, 1))
+    close(param, expected("adafactor", start, grads, **settings))

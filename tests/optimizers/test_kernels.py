@@ -316,7 +316,7 @@ def test_a_trace_says_what_is_per_parameter_and_what_per_entry():
     rule = get_rule("lamb")
     values = core.Values(**vars(rule.values()), schedule=1.0)
     state = rule.state(torch.zeros(3, 2), values)
-    layout = trace.Layout.of(rule, values, torch.float32, state, 2)
+    layout = trace.Layout.of(rule, values, torch.float32, state, (2, 2))
     graph = trace.step_graph(rule, "inside", layout, values)
     assert graph.passes == 2
     assert set(graph.outputs) == {"param", "exp_avg", "exp_avg_sq"}

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import optimizers
-from tests.optimizers.helpers import drive, problem
+from optimizers.rules import muon
+from tests.optimizers.helpers import drive, generator, problem
 
 
 class Language(nn.Module):
@@ -115,3 +116,76 @@ def test_bad_values_are_named_with_their_own_argument():
         optimizers.Muon([nn.Parameter(torch.zeros(3))], adamw_lr=-1.0)
     with pytest.raises(ValueError, match=r"Muon: ns_steps=100 is not valid; allowed: 1..99"):
         optimizers.Muon([nn.Parameter(torch.zeros(3))], ns_steps=100)
+
+
+SPECTRA = {
+    "flat": torch.ones(128),
+    "harmonic": 1 / torch.arange(1.0, 129.0),
+    "steep": torch.arange(1.0, 129.0) ** -2,
+    "few": torch.cat([torch.ones(8), torch.full((120,), 1e-2)]),
+    "exponential": torch.logspace(0, -6, 128),
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("long", [128, 320, 512])
+def test_bfloat16_is_no_worse_on_gram_matrices_than_as_published(spectrum, long):
+    """Against the iteration in float64; wide and tall."""
+    source = generator(spectrum, long)
+    left, right = (
+        torch.linalg.qr(torch.randn(size, 128, generator=source, dtype=torch.float64)).Q
+        for size in (128, long)
+    )
+    matrix = left * SPECTRA[spectrum].double() @ right.mT
+    hyper = optimizers.get_rule("muon").values()
+    exact = muon.orthogonalized(matrix.clone(), hyper)
+    rounded = matrix.bfloat16()
+    published = muon.by_products(rounded / rounded.norm(), hyper, 5).double()
+    most = max(1.25 * (published - exact).norm(), 0.04 * exact.norm())
+    for form in (matrix, matrix.mT):
+        found = muon.orthogonalized(form.bfloat16().contiguous(), hyper).double()
+        found = found if form is matrix else found.mT
+        assert (found - exact).norm() <= most
+        assert torch.linalg.svdvals(found).max() < 1.25
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_who_iterates_in_bfloat16(monkeypatch, fast):
+    monkeypatch.setattr(muon, "fast_bfloat16", lambda device: fast)
+    values, half = optimizers.get_rule("muon").values, torch.bfloat16
+    large, small = torch.empty(128, 128), torch.empty(127, 500)
+    auto = values()
+    assert muon.precision(large, auto) == (half if fast else torch.float32)
+    assert muon.precision(large.bfloat16(), auto) == (half if fast else torch.float32)
+    assert muon.precision(large.double(), auto) == torch.float64
+    assert muon.precision(small, auto) == torch.float32
+    assert muon.precision(torch.empty(128, 16, 3, 3), auto) == muon.precision(large, auto)
+    assert muon.precision(large, values(ns_precision="full")) == torch.float32
+    assert muon.precision(small, values(ns_precision="bfloat16")) == half
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize("ns_precision", ["full", "bfloat16"])
+def test_a_resumed_run_repeats_every_bit(engine, ns_precision):
+    start, grads = problem((160, 136), 6)
+    arguments = {"lr": 0.1, "engine": engine, "ns_precision": ns_precision, "clip_norm": 1.0}
+    param = nn.Parameter(start.float())
+    opt = optimizers.Muon([param], **arguments)
+    drive(opt, param, [grad.float() for grad in grads[:3]])
+    twin = nn.Parameter(param.detach().clone())
+    resumed = optimizers.Muon([twin], **arguments)
+    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+    for each, own in ((opt, param), (resumed, twin)):
+        drive(each, own, [grad.float() for grad in grads[3:]])
+    assert torch.equal(param, twin)
+
+
+def test_engines_agree_in_bfloat16():
+    start, grads = problem((160, 520), 4)
+    ends = []
+    for engine in ("eager", "compiled"):
+        param = nn.Parameter(start.float())
+        opt = optimizers.Muon([param], lr=0.1, engine=engine, ns_precision="bfloat16")
+        drive(opt, param, [grad.float() for grad in grads])
+        ends.append(param.detach() - start.float())
+    assert (ends[0] - ends[1]).norm() < 0.02 * ends[0].norm()

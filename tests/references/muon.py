@@ -17,8 +17,9 @@ def _newton_schulz(g, steps, a, b, c):
 def muon(
     p, g, s, t, *, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5,
     ns_a=3.4445, ns_b=-4.775, ns_c=2.0315, adjust_lr_fn=None, adamw_lr=3e-4, adamw_beta1=0.9,
-    adamw_beta2=0.95, adamw_eps=1e-10,
+    adamw_beta2=0.95, adamw_eps=1e-10, ns_precision="full",
 ):  # fmt: skip
+    assert ns_precision == "full"
     if p.ndim < 2:
         return adamw(
             p, g, s, t, lr=adamw_lr, beta1=adamw_beta1, beta2=adamw_beta2, eps=adamw_eps,

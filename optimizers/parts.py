@@ -1,0 +1,81 @@
+"""Updates that engines may take apart: in blocks of rows, or around a core that sees everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from optimizers.core import Scalar, State, Update, Values
+
+Known: TypeAlias = dict[str, Any]  # numbers and tensors
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An update of whole matrices as passes over blocks of their rows, which fit the cache.
+
+    Each of ``passes`` maps ``(grad, param, state, hyper, t, known)`` of some rows to what later
+    passes have to know of all of them: it is added up, but for the names in ``per_row``, which
+    belong to the rows they come from; of a stack of matrices, which is cut between them, only
+    ``totals`` are added up. "whole" is in ``known`` if these are all rows, and then a
+    pass may leave large results there. ``finish`` is then the update of some rows. State with one
+    entry per row is cut with them; the rest of it has to come out the same for every block.
+    """
+
+    passes: Sequence[Callable[[Tensor, Tensor, State, Values, Scalar, Known], Known]]
+    finish: Callable[[Tensor, Tensor, State, Values, Scalar, Known], tuple[Tensor, State]]
+    per_row: Sequence[str] = ()
+    totals: Sequence[str] = ()
+
+    def update(
+        self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
+    ) -> tuple[Tensor, State]:
+        """All rows as one block: the `Rule.update` of a parameter of any shape."""
+        known: Known = {"whole": True}
+        for each in self.passes:
+            known |= each(grad, param, state, hyper, t, known)
+        return self.finish(grad, param, state, hyper, t, known)
+
+    def knowing(self, known: Known) -> Update:
+        """The update of some rows, once the passes have seen all of them."""
+
+        def update(
+            grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
+        ) -> tuple[Tensor, State]:
+            return self.finish(grad, param, state, hyper, t, known)
+
+        return update
+
+
+def follow(
+    grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
+) -> tuple[Tensor, State]:
+    """The update of what comes out of a `Core`: it is the direction already."""
+    return grad, state
+
+
+@dataclass(frozen=True)
+class Core:
+    """An update of which only the middle has to see the whole parameter.
+
+    ``before(grad, param, state, hyper, t) -> (values, new_state)`` is entry by entry.
+    ``whole(values, hyper)`` makes the direction of all of them, and may overwrite them; they come
+    in the dtype that ``storage(param, hyper)`` names, and so does the direction.
+    """
+
+    before: Update
+    whole: Callable[[Tensor, Values], Tensor]
+    storage: Callable[[Tensor, Values], torch.dtype]
+
+    def update(
+        self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
+    ) -> tuple[Tensor, State]:
+        """All three parts: the `Rule.update`."""
+        values, state = self.before(grad, param, state, hyper, t)
+        copied = values.to(self.storage(param, hyper), copy=True)
+        return self.whole(copied, hyper).to(grad.dtype), state
