@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.stats import wilcoxon
 
 from optimizers.schedules import Schedule
 from tuner import lr_fit
@@ -24,7 +25,7 @@ Progress = Callable[[int, int], None]
 # A test costs this share of the run that it is for, and no more than BUDGET steps.
 SHARE, BUDGET = 1.48, 2000
 # Of the budget: the longer horizon takes three or four runs of this share.
-LONG_SHARE, SHORT_OF_LONG = 0.165, 0.16
+LONG_SHARE, SHORT_OF_LONG = 0.158, 0.17
 RAMP_SHARE, RAMP_STEPS = 0.09, (36, 60)
 SHORTEST, LONG_ENOUGH = 4, 12
 # Decades between neighbouring runs.
@@ -32,13 +33,14 @@ SHORT_STEP, LONG_STEP = 0.5, 0.3
 SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
 # Held-out batches that judge a run, of longer ones as a share of its steps and within bounds; a
 # forward pass costs a third of a step.
-SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.22, (8, 16), 1 / 3
-# Before a test gives up it looks at so many; these are never trained on in the first epoch.
-MOST_LOOKS = 32
+SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.35, (8, 32), 1 / 3
+# So many are never trained on in the first epoch.
+MOST_LOOKS = LONG_LOOKS[1]
 # A run within this share of the best one's gain is as good as the best.
 TOLERANCE = 0.05
-# Gains below so many standard errors are chance; a loss is lost so many deviations of a batch up.
-SIGNIFICANT, LOST = 2.0, 3.0
+# Gains as probable as this without learning are chance; the same in standard errors. A loss is lost
+# so many deviations of a batch up.
+CHANCE, SIGNIFICANT, LOST = 0.05, 1.645, 3.0
 # The search box around the suggestion: a study also moves what was fixed here.
 BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
 WIDE_SD = 0.5  # decades
@@ -123,23 +125,31 @@ class Search:
         start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
         short = self._bracket(self.plan.short, start, SHORT_STEP, SHORT_RUNS, SHORT_LOOKS)
         first = self._locate(self.plan.short)
-        response = self.rig.response(10**first.log_lr)
-        expected = lr_fit.continued(first, self.plan.long, response)
-        rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * self.plan.looks)
-        most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
-        long = self._bracket(self.plan.long, expected.log_lr, LONG_STEP, most, self.plan.looks)
+        slope = lr_fit.slope(self.rig.response(10**first.log_lr))
+        start = lr_fit.continued(first, self.plan.long, lr_fit.START_SLOPE).log_lr
         learned = any(learns(self.before, fork.losses) for fork in short)
+        looks = self.plan.looks if learned else self._look_closer()
+        rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * looks)
+        most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
+        long = self._bracket(self.plan.long, start, LONG_STEP, most, looks)
         if all(map(self._is_lost, long)) and not learned:
             reason = "every short run explodes, whatever its learning rate"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
-        found = lr_fit.combined(expected, self._locate(self.plan.long))
-        answer = lr_fit.continued(found, self.plan.run_steps, response)
+        answer = lr_fit.continued(self._locate(self.plan.long), self.plan.run_steps, slope)
         return self._answer(points, top, long, answer)
 
     @property
     def cost(self) -> float:
         """Steps so far, forward passes counted as thirds."""
         return self.rig.steps + LOOK * self.rig.looks
+
+    def _look_closer(self) -> int:
+        """In doubt, the longer runs are judged by all the batches that the budget leaves."""
+        left = (self.plan.budget - self.cost) / FEWEST_LONG - self.plan.long
+        looks = min(max(int(left / LOOK), self.plan.looks), MOST_LOOKS)
+        self.rig.reset()
+        self.before = self.rig.held_out(looks)
+        return looks
 
     def _ramp(self, lrs: Iterator[float]) -> Points:
         self.rig.reset()
@@ -213,8 +223,7 @@ class Search:
     ) -> LrCurve:
         before, best = self.before, min(long, key=lambda fork: fork.loss)
         diverges_at = self._divergence(top)
-        in_doubt = not learns(before, best.losses)
-        if in_doubt and not self._learns_after_all(best):
+        if not learns(before, best.losses):
             gain = float(np.mean(before)) - best.loss
             reason = (
                 f"{self.plan.long} steps at the best rate lower the loss by {gain:.2g}, which is "
@@ -232,7 +241,7 @@ class Search:
         flags = {
             "boundary": not all(each.bracketed for each in optima),
             "no-divergence": diverges_at is None,
-            "noise-dominated": in_doubt or answer.sd > WIDE_SD,
+            "noise-dominated": answer.sd > WIDE_SD,
             "non-monotone": any(map(_is_wavy, self.forks.values())),
             "too-short": self.plan.long < LONG_ENOUGH,
         }
@@ -252,14 +261,6 @@ class Search:
                 optima=[(each.horizon, 10**each.log_lr) for each in optima],
             )
         )
-
-    def _learns_after_all(self, best: Fork) -> bool:
-        """Repeat the best run and judge it by more batches, unless it only lost."""
-        if self._is_lost(best):
-            return False
-        self.rig.reset()
-        before = self.rig.held_out(MOST_LOOKS)
-        return learns(before, self._fork(self.plan.long, best.log_lr, MOST_LOOKS).losses)
 
     def _divergence(self, top: float | None) -> float | None:
         """The lowest rate above a horizon's best whose run has lost all that can be gained."""
@@ -321,8 +322,11 @@ def learns(before: Sequence[float], after: Sequence[float]) -> bool:
         return math.isinf(before[0]) and not math.isinf(after[0])
     count = min(len(before), len(after))
     fall, error = lr_fit.improvement(np.asarray(before[:count]), np.asarray(after[:count]))
-    everywhere = count >= 6 and all(b > a for b, a in zip(before, after, strict=False))
-    return fall > 0 and (fall > SIGNIFICANT * error or everywhere)
+    if fall > SIGNIFICANT * error:
+        return fall > 0
+    # a few batches with outliers drown the mean, not the signed ranks
+    drops = np.subtract(before[:count], after[:count])
+    return fall > 0 and bool(wilcoxon(drops, alternative="greater").pvalue < CHANCE)
 
 
 def _is_wavy(forks: list[Fork]) -> bool:
