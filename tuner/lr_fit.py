@@ -29,6 +29,8 @@ LOCATION_SD = 0.1
 UNBRACKETED_SD = 0.3
 # The larger of two rises counts for so many of the smaller: beyond the best rate is a cliff.
 CLIFF = 5.0
+# Losses that differ by less than this share are equal but for rounding: Adafactor caps its rate.
+EQUAL = 1e-5
 RESAMPLES = 200
 Z80 = 1.2816  # the 90th percentile of the normal distribution
 
@@ -70,9 +72,15 @@ def vertex(xs: Sequence[float], ys: Sequence[float]) -> float:
     return min(max(found, a), c)
 
 
+def best_of(losses: Sequence[float]) -> int:
+    """Index of the lowest loss; of equals the first, which has the lowest rate."""
+    least = min(losses)
+    return next(k for k, loss in enumerate(losses) if loss <= least + EQUAL * abs(least))
+
+
 def lowest(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, bool]:
     """Where sampled losses are lowest, and whether that is between two of them."""
-    best = int(np.argmin(ys))
+    best = best_of(ys)
     if best in (0, len(xs) - 1):
         return xs[best], False
     return vertex(xs[best - 1 : best + 2], ys[best - 1 : best + 2]), True
@@ -94,11 +102,8 @@ def locate(horizon: int, log_lrs: Sequence[float], losses: Array, seed: int = 0)
 
 
 def slope(response: float) -> float:
-    """Decades of the best rate for each decade of the horizon; see `tuner.lr_response`.
-
-    Squared, because second moments follow in the end by more than thirty steps show.
-    """
-    return FIXED_SLOPE * (1 - response) ** 2
+    """Decades of the best rate for each decade of the horizon; see `tuner.lr_response`."""
+    return FIXED_SLOPE * (1 - response)
 
 
 def continued(found: Optimum, horizon: int, slope: float) -> Optimum:

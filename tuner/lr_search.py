@@ -178,11 +178,11 @@ class Search:
 
     def _next(self, horizon: int, tried: dict[int, Fork]) -> int | None:
         """Where to look next; None when the best run has a worse one on either side."""
-        alive = [k for k, fork in tried.items() if self._is_alive(horizon, fork)]
+        alive = [k for k in sorted(tried) if self._is_alive(horizon, tried[k])]
         if not alive:
             too_low = horizon == self.plan.short and not self._is_lost(tried[max(tried)])
             return max(tried) + 1 if too_low else min(tried) - 1
-        best = min(alive, key=lambda k: tried[k].loss)
+        best = alive[lr_fit.best_of([tried[k].loss for k in alive])]
         return next((k for k in (best + 1, best - 1) if k not in tried), None)
 
     def _is_alive(self, horizon: int, fork: Fork) -> bool:

@@ -63,7 +63,7 @@ class Valley:
     def response(self, lr: float) -> float:
         """The one whose slope theory says this valley to have."""
         self.steps += 1
-        return 1 - math.sqrt(self.slope / FIXED_SLOPE)
+        return 1 - self.slope / FIXED_SLOPE
 
     def held_out(self, batches: int) -> list[float]:
         self.looks += batches
