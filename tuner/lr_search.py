@@ -17,7 +17,7 @@ from optimizers.schedules import Schedule
 from tuner import lr_fit
 from tuner.lr_curve import MIN_POINTS, explosion, refusal, shape
 from tuner.lr_ramp import HIGH, LOW, Points, coarse
-from tuner.lr_rigs import Rig
+from tuner.lr_rigs import MOST_LOOKS, Rig
 from tuner.records import LrCurve
 
 Progress = Callable[[int, int], None]
@@ -33,9 +33,7 @@ SHORT_STEP, LONG_STEP = 0.5, 0.3
 SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
 # Held-out batches that judge a run, of longer ones as a share of its steps and within bounds; a
 # forward pass costs a third of a step.
-SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.35, (8, 32), 1 / 3
-# So many are never trained on in the first epoch.
-MOST_LOOKS = LONG_LOOKS[1]
+SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.35, (8, MOST_LOOKS), 1 / 3
 # A run within this share of the best one's gain is as good as the best.
 TOLERANCE = 0.05
 # Gains as probable as this without learning are chance; the same in standard errors. A loss is lost
@@ -112,7 +110,8 @@ class Search:
     def run(self) -> LrCurve:
         """Ramp, short runs, longer runs, answer; or a refusal that says why."""
         self.rig.reset()
-        self.before = self.rig.held_out(self.plan.looks)
+        looks = min(self.plan.looks, self.rig.most_looks)
+        self.before = self.rig.held_out(looks)
         if np.isfinite(self.before).all() and self.start is None:
             self.rig.warm(WARM)
         self.noise = float(np.std(self.before)) if np.isfinite(self.before).all() else 0.0
@@ -123,12 +122,14 @@ class Search:
             reason = "no learning rate gives a finite loss: it explodes at every rate tried"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
         start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
-        short = self._bracket(self.plan.short, start, SHORT_STEP, SHORT_RUNS, SHORT_LOOKS)
+        short = self._bracket(
+            self.plan.short, start, SHORT_STEP, SHORT_RUNS, min(SHORT_LOOKS, looks)
+        )
         first = self._locate(self.plan.short)
         slope = lr_fit.slope(self.rig.response(10**first.log_lr))
         start = lr_fit.continued(first, self.plan.long, lr_fit.START_SLOPE).log_lr
         learned = any(learns(self.before, fork.losses) for fork in short)
-        looks = self.plan.looks if learned else self._look_closer()
+        looks = looks if learned else self._look_closer()
         rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * looks)
         most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
         long = self._bracket(self.plan.long, start, LONG_STEP, most, looks)
@@ -146,7 +147,7 @@ class Search:
     def _look_closer(self) -> int:
         """In doubt, the longer runs are judged by all the batches that the budget leaves."""
         left = (self.plan.budget - self.cost) / FEWEST_LONG - self.plan.long
-        looks = min(max(int(left / LOOK), self.plan.looks), MOST_LOOKS)
+        looks = min(max(int(left / LOOK), self.plan.looks), self.rig.most_looks)
         self.rig.reset()
         self.before = self.rig.held_out(looks)
         return looks
@@ -189,7 +190,7 @@ class Search:
         """Whether a run learns; a longer one has to do better than the best of the shorter ones."""
         if horizon == self.plan.short:
             return learns(self.before, fork.losses)
-        so_far = float(np.mean(fork.losses[:SHORT_LOOKS]))  # the batches that judged those
+        so_far = float(np.mean(fork.losses[:SHORT_LOOKS]))  # by the batches that judged those
         return so_far < min(each.loss for each in self.forks[self.plan.short])
 
     def _is_lost(self, fork: Fork) -> bool:

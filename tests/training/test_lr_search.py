@@ -34,6 +34,7 @@ class Valley:
         self.noise, self.level = noise, level
         self.batches = np.random.default_rng(seed).standard_normal(5000)
         self.steps = self.looks = 0
+        self.most_looks = 32
         self.resets = 0
         self.reset()
 
