@@ -230,6 +230,22 @@ def norms() -> BenchTask:
     return BenchTask("norms", model, train, val, batch_size=64, steps=300)
 
 
+def cars() -> BenchTask:
+    """Miles per gallon of 392 cars from seven columns, as mlxtend ships them: squared error."""
+    from mlxtend.data import autompg_data
+
+    columns, miles = autompg_data()
+    inputs, targets = torch.tensor(columns[:, :7]).float(), torch.tensor(miles).float()
+    targets = (targets - targets.mean()) / targets.std()
+    train, val = _standardised(*_split(inputs, targets, 0.7))
+
+    def model() -> nn.Module:
+        hidden = nn.Sequential(nn.Linear(7, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU())
+        return nn.Sequential(hidden, nn.Linear(32, 1), nn.Flatten(0))
+
+    return BenchTask("cars", model, train, val, batch_size=8, steps=300, criterion=F.mse_loss)
+
+
 TASKS: dict[str, Callable[[], BenchTask]] = {
     "digits": digits,
     "mnist": mnist,
@@ -237,6 +253,7 @@ TASKS: dict[str, Callable[[], BenchTask]] = {
     "char": char,
     "yeast": yeast,
     "norms": norms,
+    "cars": cars,
 }
 
 

@@ -12,6 +12,7 @@ from tuner.lr_fit import (
     SLOPE_SD,
     UNBRACKETED_SD,
     Optimum,
+    best_of,
     continued,
     improvement,
     locate,
@@ -40,6 +41,14 @@ def test_equal_losses_have_their_middle() -> None:
 def test_a_lowest_loss_at_the_end_is_not_bracketed() -> None:
     assert lowest((0.0, 1.0, 2.0), (3.0, 2.0, 1.0)) == (2.0, False)
     assert lowest((0.0, 1.0, 2.0), (1.0, 2.0, 3.0)) == (0.0, False)
+
+
+def test_of_losses_that_differ_by_rounding_the_lowest_rate_is_best() -> None:
+    assert best_of([3.0, 1.0, 1.0 + 1e-7, 1.0 - 1e-7]) == 1
+    assert best_of([3.0, -5.0, -5.0 - 1e-7]) == 1
+    assert best_of([3.0, 1.0, 0.99]) == 2
+    assert best_of([math.inf, math.inf]) == 0
+    assert lowest((0.0, 1.0, 2.0), (2.0, 1.0, 1.0 - 1e-7))[1]
 
 
 def losses(noise: float, batches: int = 8, seed: int = 0) -> tuple[list[float], np.ndarray]:
