@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 # and how far single tasks are from that.
 FIXED_SLOPE, SLOPE_SD = -0.6, 0.3
 # The same from a few steps to many, whatever the rule: so few steps favour high rates everywhere.
-START_SLOPE = -0.4
+START_SLOPE = -0.2
 # How well one horizon tells its own best rate, in decades, beside what the batches show.
 LOCATION_SD = 0.1
 # A best rate at the end of what was tried may lie beyond it.
@@ -30,7 +30,7 @@ UNBRACKETED_SD = 0.3
 # The larger of two rises counts for so many of the smaller: beyond the best rate is a cliff.
 CLIFF = 5.0
 # Losses that differ by less than this share are equal but for rounding: Adafactor caps its rate.
-EQUAL = 1e-5
+EQUAL = 1e-6
 RESAMPLES = 200
 Z80 = 1.2816  # the 90th percentile of the normal distribution
 

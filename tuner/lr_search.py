@@ -167,7 +167,9 @@ class Search:
     ) -> list[Fork]:
         """Runs around `start`, on towards lower losses until the best one has worse neighbours.
 
-        Upwards first, because a run that diverges ends early.
+        Upwards first, because a run that diverges ends early. From the second move in one direction
+        on, every other place is left out, and visited later where it lies beside the best. Where
+        the best one is better than the one above by chance alone, the search goes on upwards.
         """
         tried: dict[int, Fork] = {}
         k: int | None = 0
@@ -184,7 +186,17 @@ class Search:
             too_low = horizon == self.plan.short and not self._is_lost(tried[max(tried)])
             return max(tried) + 1 if too_low else min(tried) - 1
         best = alive[lr_fit.best_of([tried[k].loss for k in alive])]
-        return next((k for k in (best + 1, best - 1) if k not in tried), None)
+        above = min((k for k in tried if k > best), default=None)
+        below = max((k for k in tried if k < best), default=None)
+        if above is None:
+            return best + (1 if below is None else 2)
+        if below is None:
+            return best - (1 if len(tried) == 2 else 2)
+        doubtful = not learns(tried[above].losses, tried[best].losses)
+        further = (
+            [max(tried) + 2] if doubtful and self._is_alive(horizon, tried[max(tried)]) else []
+        )
+        return next((k for k in (best + 1, best - 1, *further) if k not in tried), None)
 
     def _is_alive(self, horizon: int, fork: Fork) -> bool:
         """Whether a run learns; a longer one has to do better than the best of the shorter ones."""
