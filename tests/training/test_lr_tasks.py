@@ -94,19 +94,21 @@ def test_a_task_that_explodes_at_every_rate_is_refused(rate: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "decades"),
-    [
-        ("heavy tails", 0.8),
-        ("normalised", 0.6),
-        ("negative", 0.6),
-    ],
+    ("task", "steps"), [("heavy tails", 300), ("normalised", STEPS), ("negative", STEPS)]
 )
-def test_twenty_repetitions_agree(task: str, decades: float) -> None:
-    """Runs of 300 steps agree less, see benchmarks/LR_FINDER.md."""
-    rates = [found(task, seed).suggested_lr for seed in range(20)]
+def test_twenty_repetitions_agree(task: str, steps: int) -> None:
+    """At other lengths some agree less: benchmarks/LR_FINDER.md says by how much, and why."""
+    rates = [found(task, seed, total_steps=steps).suggested_lr for seed in range(20)]
     logs = sorted(math.log10(lr) for lr in rates if lr is not None)
     assert len(logs) == 20
-    assert logs[17] - logs[2] < decades
+    assert logs[17] - logs[2] < 0.6
+
+
+@pytest.mark.slow
+def test_heavy_tails_do_not_hide_the_best_rate() -> None:
+    """Whole runs of 300 steps lose least near 0.1, in all of five repetitions."""
+    rates = [found("heavy tails", seed, total_steps=300).suggested_lr for seed in range(9)]
+    assert math.log10(sorted(lr or 0.0 for lr in rates)[4]) == pytest.approx(-1, abs=0.25)
 
 
 @pytest.mark.slow
