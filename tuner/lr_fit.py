@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 # and how far single tasks are from that.
 FIXED_SLOPE, SLOPE_SD = -0.6, 0.3
 # The same from a few steps to many, whatever the rule: so few steps favour high rates everywhere.
-START_SLOPE = -0.2
+START_SLOPE = -0.3
 # How well one horizon tells its own best rate, in decades, beside what the batches show.
 LOCATION_SD = 0.1
 # A best rate at the end of what was tried may lie beyond it.
@@ -111,10 +111,3 @@ def continued(found: Optimum, horizon: int, slope: float) -> Optimum:
     decades = math.log10(horizon / found.horizon)
     sd = math.hypot(found.sd, SLOPE_SD * decades)
     return Optimum(horizon, found.log_lr + slope * decades, sd, found.bracketed)
-
-
-def improvement(before: Array, after: Array) -> tuple[float, float]:
-    """How far the loss of common batches fell, and the standard error of that."""
-    fall = before - after
-    spread = float(np.std(fall, ddof=1)) if len(fall) > 1 else 0.0
-    return float(fall.mean()), spread / math.sqrt(len(fall))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.stats import t as student
 from scipy.stats import wilcoxon
 
 from optimizers.schedules import Schedule
@@ -30,15 +31,15 @@ RAMP_SHARE, RAMP_STEPS = 0.09, (36, 60)
 SHORTEST, LONG_ENOUGH = 4, 12
 # Decades between neighbouring runs.
 SHORT_STEP, LONG_STEP = 0.5, 0.3
-SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
+FEWEST_SHORT, SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 3, 9, 3, 6
 # Held-out batches that judge a run, of longer ones as a share of its steps and within bounds; a
 # forward pass costs a third of a step.
 SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.35, (8, MOST_LOOKS), 1 / 3
 # A run within this share of the best one's gain is as good as the best.
 TOLERANCE = 0.05
-# Gains as probable as this without learning are chance; the same in standard errors. A loss is lost
-# so many deviations of a batch up.
-CHANCE, SIGNIFICANT, LOST = 0.05, 1.645, 3.0
+# Gains as probable as this without learning are chance, and doubtful if as probable as that. A loss
+# is lost so many deviations of a batch up.
+CHANCE, DOUBTFUL, LOST = 0.1, 0.02, 3.0
 # The search box around the suggestion: a study also moves what was fixed here.
 BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
 WIDE_SD = 0.5  # decades
@@ -167,20 +168,23 @@ class Search:
     ) -> list[Fork]:
         """Runs around `start`, on towards lower losses until the best one has worse neighbours.
 
-        Upwards first, because a run that diverges ends early. From the second move in one direction
-        on, every other place is left out, and visited later where it lies beside the best. Where
-        the best one is better than the one above by chance alone, the search goes on upwards.
+        Upwards first, because a run that diverges ends early. While there is room to come back to
+        it, every other place is left out. Where the best one is better than the one above by
+        chance alone, the search goes on upwards.
         """
         tried: dict[int, Fork] = {}
         k: int | None = 0
         while k is not None and len(tried) < most:
             tried[k] = self._fork(horizon, start + k * step, looks)
             self.forks[horizon] = [tried[each] for each in sorted(tried)]
-            k = self._next(horizon, tried)
+            k = self._next(horizon, tried, stride=2 if len(tried) + 2 <= most else 1)
         return self.forks[horizon]
 
-    def _next(self, horizon: int, tried: dict[int, Fork]) -> int | None:
-        """Where to look next; None when the best run has a worse one on either side."""
+    def _next(self, horizon: int, tried: dict[int, Fork], stride: int = 2) -> int | None:
+        """Where to look next; None when the best run has a worse one on either side.
+
+        From the second move in one direction on it goes by `stride`.
+        """
         alive = [k for k in sorted(tried) if self._is_alive(horizon, tried[k])]
         if not alive:
             too_low = horizon == self.plan.short and not self._is_lost(tried[max(tried)])
@@ -189,13 +193,12 @@ class Search:
         above = min((k for k in tried if k > best), default=None)
         below = max((k for k in tried if k < best), default=None)
         if above is None:
-            return best + (1 if below is None else 2)
+            return best + (1 if below is None else stride)
         if below is None:
-            return best - (1 if len(tried) == 2 else 2)
+            return best - (1 if len(tried) == 2 else stride)
         doubtful = not learns(tried[above].losses, tried[best].losses)
-        further = (
-            [max(tried) + 2] if doubtful and self._is_alive(horizon, tried[max(tried)]) else []
-        )
+        top = max(tried)
+        further = [top + stride] if doubtful and self._is_alive(horizon, tried[top]) else []
         return next((k for k in (best + 1, best - 1, *further) if k not in tried), None)
 
     def _is_alive(self, horizon: int, fork: Fork) -> bool:
@@ -254,7 +257,7 @@ class Search:
         flags = {
             "boundary": not all(each.bracketed for each in optima),
             "no-divergence": diverges_at is None,
-            "noise-dominated": answer.sd > WIDE_SD,
+            "noise-dominated": answer.sd > WIDE_SD or not learns(before, best.losses, DOUBTFUL),
             "non-monotone": any(map(_is_wavy, self.forks.values())),
             "too-short": self.plan.long < LONG_ENOUGH,
         }
@@ -325,21 +328,22 @@ def _start(points: Points, top: float | None, noise: float) -> float:
     curve = shape(points, noise)
     if not curve.learns and top is not None:
         return math.log10(top) - 1.0
-    lowest = math.log10(curve.lrs[int(np.argmin(curve.smooth))])
+    lowest = math.log10(curve.lrs[curve.lowest])
     return lowest if top is None else min(lowest, math.log10(top) - SHORT_STEP)
 
 
-def learns(before: Sequence[float], after: Sequence[float]) -> bool:
+def learns(before: Sequence[float], after: Sequence[float], chance: float = CHANCE) -> bool:
     """Whether common batches fell by more than chance."""
     if math.isinf(before[0]) or math.isinf(after[0]):
         return math.isinf(before[0]) and not math.isinf(after[0])
     count = min(len(before), len(after))
-    fall, error = lr_fit.improvement(np.asarray(before[:count]), np.asarray(after[:count]))
-    if fall > SIGNIFICANT * error:
+    drops = np.subtract(before[:count], after[:count])
+    fall = float(drops.mean())
+    error = float(np.std(drops, ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+    if fall <= 0 or fall > error * student.isf(chance, max(count - 1, 1)):
         return fall > 0
     # a few batches with outliers drown the mean, not the signed ranks
-    drops = np.subtract(before[:count], after[:count])
-    return fall > 0 and bool(wilcoxon(drops, alternative="greater").pvalue < CHANCE)
+    return bool(wilcoxon(drops, alternative="greater").pvalue < chance)
 
 
 def _is_wavy(forks: list[Fork]) -> bool:

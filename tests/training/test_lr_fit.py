@@ -14,7 +14,6 @@ from tuner.lr_fit import (
     Optimum,
     best_of,
     continued,
-    improvement,
     locate,
     lowest,
     slope,
@@ -104,9 +103,3 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         below, above = continued(found, 300, FIXED_SLOPE).interval
         held += below < 0 < above
     assert 0.77 < held / 1000 < 0.83
-
-
-def test_improvements_are_paired_by_batch() -> None:
-    before = np.array([1.0, 2.0, 3.0, 4.0])
-    fall, error = improvement(before, before - 0.5)
-    assert (fall, error) == (0.5, 0.0)
