@@ -130,7 +130,7 @@ class Search:
         slope = lr_fit.slope(self.rig.response(10**first.log_lr))
         start = lr_fit.continued(first, self.plan.long, lr_fit.START_SLOPE).log_lr
         learned = any(learns(self.before, fork.losses) for fork in short)
-        looks = looks if learned else self._look_closer()
+        looks = self._longer_looks(learned)
         rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * looks)
         most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
         long = self._bracket(self.plan.long, start, LONG_STEP, most, looks)
@@ -145,12 +145,14 @@ class Search:
         """Steps so far, forward passes counted as thirds."""
         return self.rig.steps + LOOK * self.rig.looks
 
-    def _look_closer(self) -> int:
-        """In doubt, the longer runs are judged by all the batches that the budget leaves."""
+    def _longer_looks(self, learned: bool) -> int:
+        """Batches that judge each longer run; in doubt all that the budget leaves."""
         left = (self.plan.budget - self.cost) / FEWEST_LONG - self.plan.long
-        looks = min(max(int(left / LOOK), self.plan.looks), self.rig.most_looks)
-        self.rig.reset()
-        self.before = self.rig.held_out(looks)
+        most = min(self.plan.looks if learned else MOST_LOOKS, self.rig.most_looks)
+        looks = min(max(int(left / LOOK), LONG_LOOKS[0]), most)
+        if looks > len(self.before):
+            self.rig.reset()
+            self.before = self.rig.held_out(looks)
         return looks
 
     def _ramp(self, lrs: Iterator[float]) -> Points:
