@@ -56,20 +56,19 @@ class Optimum:
 def vertex(xs: Sequence[float], ys: Sequence[float]) -> float:
     """The minimum of the parabola through three points, the middle one the lowest.
 
-    The larger rise is cut at CLIFF times the smaller one. Adding to the losses or multiplying them
-    changes nothing.
+    The larger rise is cut at CLIFF times the smaller one. Of unequal distances the smaller one
+    counts for both, because the loss may have risen anywhere on the way. Adding to the losses or
+    multiplying them changes nothing.
     """
     a, b, c = xs
     if not math.isfinite(min(ys[0], ys[2])):
         return b
-    rises = np.asarray(ys, dtype=np.float64) - ys[1]
-    limit = CLIFF * float(min(rises[0], rises[2]))
-    left, right = min(float(rises[0]), limit), min(float(rises[2]), limit)
-    below = (b - a) * right + (c - b) * left
-    if not below > 0:  # three equal losses
+    left, right = ys[0] - ys[1], ys[2] - ys[1]
+    limit = CLIFF * min(left, right)
+    left, right = min(left, limit), min(right, limit)
+    if not left + right > 0:  # three equal losses
         return b
-    found = b - 0.5 * ((b - a) ** 2 * -right + (c - b) ** 2 * left) / -below
-    return min(max(found, a), c)
+    return b + 0.5 * min(b - a, c - b) * (left - right) / (left + right)
 
 
 def best_of(losses: Sequence[float]) -> int:

@@ -170,22 +170,21 @@ class Search:
     ) -> list[Fork]:
         """Runs around `start`, on towards lower losses until the best one has worse neighbours.
 
-        Upwards first, because a run that diverges ends early. While there is room to come back to
-        it, every other place is left out. Where the best one is better than the one above by
-        chance alone, the search goes on upwards.
+        Upwards first, because a run that diverges ends early. Where the best one is better than the
+        one above by chance alone, the search goes on upwards.
         """
         tried: dict[int, Fork] = {}
         k: int | None = 0
         while k is not None and len(tried) < most:
             tried[k] = self._fork(horizon, start + k * step, looks)
             self.forks[horizon] = [tried[each] for each in sorted(tried)]
-            k = self._next(horizon, tried, stride=2 if len(tried) + 2 <= most else 1)
+            k = self._next(horizon, tried)
         return self.forks[horizon]
 
-    def _next(self, horizon: int, tried: dict[int, Fork], stride: int = 2) -> int | None:
+    def _next(self, horizon: int, tried: dict[int, Fork]) -> int | None:
         """Where to look next; None when the best run has a worse one on either side.
 
-        From the second move in one direction on it goes by `stride`.
+        From the second move in one direction on every other place is left out.
         """
         alive = [k for k in sorted(tried) if self._is_alive(horizon, tried[k])]
         if not alive:
@@ -195,12 +194,12 @@ class Search:
         above = min((k for k in tried if k > best), default=None)
         below = max((k for k in tried if k < best), default=None)
         if above is None:
-            return best + (1 if below is None else stride)
+            return best + (1 if below is None else 2)
         if below is None:
-            return best - (1 if len(tried) == 2 else stride)
+            return best - (1 if len(tried) == 2 else 2)
         doubtful = not learns(tried[above].losses, tried[best].losses)
         top = max(tried)
-        further = [top + stride] if doubtful and self._is_alive(horizon, tried[top]) else []
+        further = [top + 2] if doubtful and self._is_alive(horizon, tried[top]) else []
         return next((k for k in (best + 1, best - 1, *further) if k not in tried), None)
 
     def _is_alive(self, horizon: int, fork: Fork) -> bool:
@@ -330,7 +329,7 @@ def _start(points: Points, top: float | None, noise: float) -> float:
     curve = shape(points, noise)
     if not curve.learns and top is not None:
         return math.log10(top) - 1.0
-    lowest = math.log10(curve.lrs[curve.lowest])
+    lowest = math.log10(curve.lrs[int(np.argmin(curve.smooth))])
     return lowest if top is None else min(lowest, math.log10(top) - SHORT_STEP)
 
 
