@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 # and how far single tasks are from that.
 FIXED_SLOPE, SLOPE_SD = -0.6, 0.3
 # The same from a few steps to many, whatever the rule: so few steps favour high rates everywhere.
-START_SLOPE = -0.3
+START_SLOPE = -0.25
 # How well one horizon tells its own best rate, in decades, beside what the batches show.
 LOCATION_SD = 0.1
 # A best rate at the end of what was tried may lie beyond it.
