@@ -169,6 +169,29 @@ def cases(results: Results, method: str, tasks: list[str], chosen: list[str]) ->
             }
 
 
+def oracle(results: Results, tasks: list[str], chosen: list[str]) -> Iterator[Row]:
+    """What whole runs at every rate of the grid say with one seed, judged by the other seeds."""
+    for task in tasks:
+        for optimizer in chosen:
+            truth = results.get("truth", None, task, optimizer, None)
+            if truth is None:
+                continue
+            losses, exponents = np.array(truth["losses"], dtype=float), np.log10(truth["lrs"])
+            others = [np.delete(losses, seed, 0).mean(0) for seed in range(len(losses))]
+            picks = losses.argmin(1)
+            pairs = list(zip(picks, others, strict=True))
+            yield {
+                "task": task,
+                "optimizer": optimizer,
+                "best": best(truth)[0],
+                "errors": [float(exponents[k] - exponents[mean.argmin()]) for k, mean in pairs],
+                "losses": [float(mean[k] / mean.min() - 1) for k, mean in pairs],
+                "held": [],
+                "refused": 0,
+                "costs": [float(len(exponents))] * len(losses),
+            }
+
+
 def summary(rows: list[Row]) -> str:
     """One line of the table."""
     errors = np.abs(np.concatenate([row["errors"] for row in rows]))
@@ -206,6 +229,9 @@ def report(results: Results, tasks: list[str], chosen: list[str], details: bool)
         rows = list(cases(results, method, tasks, chosen))
         if rows:
             print(f"| {method} | {summary(rows)} |")
+    rows = list(oracle(results, tasks, chosen))
+    if rows:
+        print(f"| all whole runs of one seed | {summary(rows)} |")
     if not details:
         return
     print("\n| task | optimizer | best | error median [min, max] | loss median | interval holds |")

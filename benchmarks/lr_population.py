@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 import optimizers
-from benchmarks.lr_tasks import WARMUP, BenchTask, cross_entropy, make_optimizer
+from benchmarks.lr_tasks import WARMUP, BenchTask, make_optimizer
 from optimizers.core import Values, advance
 from tuner.data import stream
 
@@ -49,7 +49,7 @@ def train(
     rule, schedule = row.rule, optimizers.schedules.warmup_cosine(warmup=WARMUP)
 
     def loss(p: dict[str, Tensor], b: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(functional_call(shape, (p, b), (x,)), y)
+        return task.criterion(functional_call(shape, (p, b), (x,)), y)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         each = [order[step] for order in rows for _ in lrs]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import importlib.util
 import math
 import zipfile
@@ -31,6 +33,11 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, float], tuple[float, float]]] = {
 WARMUP = 0.1
 
 
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all predictions."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
 @dataclass(frozen=True)
 class BenchTask:
     """A model factory and tensors; `steps` is the task's normal length."""
@@ -41,15 +48,11 @@ class BenchTask:
     val: tuple[Tensor, Tensor]
     batch_size: int
     steps: int
+    criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean cross-entropy of a batch."""
-        return cross_entropy(model(batch[0]), batch[1])
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over all predictions."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+        """Mean loss of a batch."""
+        return self.criterion(model(batch[0]), batch[1])
 
 
 def grid(optimizer: str) -> list[float]:
@@ -74,6 +77,20 @@ def _split(inputs: Tensor, targets: Tensor, share: float) -> tuple[tuple[Tensor,
     cut = int(share * len(targets))
     train, val = order[:cut], order[cut:]
     return (inputs[train], targets[train]), (inputs[val], targets[val])
+
+
+def _standardised(
+    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    mean, std = train[0].mean(0), train[0].std(0) + 1e-6
+    return tuple(((inputs - mean) / std, targets) for inputs, targets in (train, val))
+
+
+def _of_river(file: str) -> Path:
+    found = importlib.util.find_spec("river")
+    if found is None or found.origin is None:
+        raise SystemExit(f"{file}: these data come with `pip install --no-deps river==0.26.1`")
+    return Path(found.origin).parent / "datasets" / file
 
 
 def digits() -> BenchTask:
@@ -112,19 +129,13 @@ def mnist() -> BenchTask:
 
 def segments() -> BenchTask:
     """UCI image segmentation, 2310 rows of 18 columns and 7 classes, as the river package ships."""
-    found = importlib.util.find_spec("river")
-    if found is None or found.origin is None:
-        raise SystemExit("task segments: its data come with `pip install --no-deps river==0.26.1`")
-    file = Path(found.origin).parent / "datasets" / "segment.csv.zip"
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(_of_river("segment.csv.zip")) as archive:
         rows = archive.read("segment.csv.zip").decode().splitlines()[1:]
     cells = [row.split(",") for row in rows]
     names = sorted({row[-1] for row in cells})
     inputs = torch.tensor([[float(cell) for cell in row[:-1]] for row in cells])
     targets = torch.tensor([names.index(row[-1]) for row in cells])
-    (x, y), (x_val, y_val) = _split(inputs, targets, 0.7)
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    train, val = ((x - mean) / std, y), ((x_val - mean) / std, y_val)
+    train, val = _standardised(*_split(inputs, targets, 0.7))
 
     def model() -> nn.Module:
         return nn.Sequential(
@@ -180,11 +191,69 @@ def char() -> BenchTask:
     )
 
 
+def yeast() -> BenchTask:
+    """14 functions of 2417 yeast genes from 103 columns: many labels at once, as river ships it."""
+    with gzip.open(_of_river("yeast.csv.gz"), "rt") as file:
+        rows = list(csv.DictReader(file))
+    columns = [name for name in rows[0] if name.startswith("Att")]
+    labels = [name for name in rows[0] if name.startswith("Class")]
+    inputs = torch.tensor([[float(row[name]) for name in columns] for row in rows])
+    targets = torch.tensor([[float(row[name]) for name in labels] for row in rows])
+    train, val = _standardised(*_split(inputs, targets, 0.7))
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(len(columns), 32), nn.GELU(), nn.Linear(32, len(labels)))
+
+    criterion = F.binary_cross_entropy_with_logits
+    return BenchTask("yeast", model, train, val, batch_size=16, steps=300, criterion=criterion)
+
+
+def norms() -> BenchTask:
+    """scikit-learn's digits again, a convolutional network with batch normalisation.
+
+    It always normalises by the batch: the truth's many runs at once have no running statistics.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.tensor(data.data / 16, dtype=torch.float32).view(-1, 1, 8, 8)
+    train, val = _split(images, torch.tensor(data.target), 0.7)
+
+    def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        return [convolution, nn.BatchNorm2d(outputs, track_running_stats=False), nn.ReLU()]
+
+    def model() -> nn.Module:
+        layers = [*block(1, 8, 1), *block(8, 16, 2), nn.Flatten(), nn.Linear(256, 10)]
+        return nn.Sequential(*layers)
+
+    return BenchTask("norms", model, train, val, batch_size=64, steps=300)
+
+
+def cars() -> BenchTask:
+    """Miles per gallon of 392 cars from seven columns, as mlxtend ships them: squared error."""
+    from mlxtend.data import autompg_data
+
+    columns, miles = autompg_data()
+    inputs, targets = torch.tensor(columns[:, :7]).float(), torch.tensor(miles).float()
+    targets = (targets - targets.mean()) / targets.std()
+    train, val = _standardised(*_split(inputs, targets, 0.7))
+
+    def model() -> nn.Module:
+        hidden = nn.Sequential(nn.Linear(7, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU())
+        return nn.Sequential(hidden, nn.Linear(32, 1), nn.Flatten(0))
+
+    return BenchTask("cars", model, train, val, batch_size=8, steps=300, criterion=F.mse_loss)
+
+
 TASKS: dict[str, Callable[[], BenchTask]] = {
     "digits": digits,
     "mnist": mnist,
     "segments": segments,
     "char": char,
+    "yeast": yeast,
+    "norms": norms,
+    "cars": cars,
 }
 
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from optimizers.schedules import Schedule, create
 from tuner.errors import UsageError
 from tuner.lr_axis import axis_of
-from tuner.lr_batches import Batches
+from tuner.lr_batches import Batches, Split
 from tuner.lr_ramp import HIGH, LOW, STEPS, Points, climb, quick
 from tuner.lr_rigs import (
+    MOST_LOOKS,
     LoaderRig,
     Rig,
     WorkloadRig,
@@ -31,7 +32,7 @@ from tuner.lr_rigs import (
     require_loader,
     schedule_of,
 )
-from tuner.lr_search import MOST_LOOKS, Plan, Progress, Search
+from tuner.lr_search import Plan, Progress, Search
 from tuner.records import Job, LrCurve
 from tuner.snapshot import preserved
 from tuner.workload import Workload
@@ -150,7 +151,9 @@ def find_lr(
             restore,
             train=train,
             held_out=kept,
-            first=MOST_LOOKS,
+            split=Split(0)
+            if val_loader is not None
+            else Split.create(train.epoch, MOST_LOOKS, needed),
             loss=_with_model(loss),
             accumulation=accumulation_steps,
             scaler=scaler,
@@ -175,7 +178,9 @@ def lr_range(job: Job, progress: Progress = lambda step, steps: None) -> LrCurve
     run_steps = work.steps
     plan = Plan.create(run_steps, job.range_steps, refresh_of(work.optimizer))
     with quiet(), preserved(work.model, work.optimizer) as restore:
-        rig = WorkloadRig(work, moving, restore, MOST_LOOKS, job.range_on == "val")
+        needed = MOST_LOOKS + plan.batches
+        split = Split.create(work.train_size // work.batch_size, MOST_LOOKS, needed)
+        rig = WorkloadRig(work, moving, restore, split, job.range_on == "val")
         if job.range_method == "quick":
             return _quick(rig, job.range_steps or STEPS, LOW, HIGH, moving.name, progress)
         return Search(rig, plan, followed, progress, axis=moving.name, start=start).run()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,18 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 # Decades of the best learning rate for each decade of the horizon, of an update of fixed length,
-# and half of what theory leaves open.
-FIXED_SLOPE, SLOPE_SD = -0.75, 0.25
+# and how far single tasks are from that.
+FIXED_SLOPE, SLOPE_SD = -0.6, 0.3
+# The same from a few steps to many, whatever the rule: so few steps favour high rates everywhere.
+START_SLOPE = -0.25
 # How well one horizon tells its own best rate, in decades, beside what the batches show.
 LOCATION_SD = 0.1
 # A best rate at the end of what was tried may lie beyond it.
 UNBRACKETED_SD = 0.3
 # The larger of two rises counts for so many of the smaller: beyond the best rate is a cliff.
 CLIFF = 5.0
+# Losses that differ by less than this share are equal but for rounding: Adafactor caps its rate.
+EQUAL = 1e-6
 RESAMPLES = 200
 Z80 = 1.2816  # the 90th percentile of the normal distribution
 
@@ -52,25 +56,30 @@ class Optimum:
 def vertex(xs: Sequence[float], ys: Sequence[float]) -> float:
     """The minimum of the parabola through three points, the middle one the lowest.
 
-    The larger rise is cut at CLIFF times the smaller one. Adding to the losses or multiplying them
-    changes nothing.
+    The larger rise is cut at CLIFF times the smaller one. Of unequal distances the smaller one
+    counts for both, because the loss may have risen anywhere on the way. Adding to the losses or
+    multiplying them changes nothing.
     """
     a, b, c = xs
     if not math.isfinite(min(ys[0], ys[2])):
         return b
-    rises = np.asarray(ys, dtype=np.float64) - ys[1]
-    limit = CLIFF * float(min(rises[0], rises[2]))
-    left, right = min(float(rises[0]), limit), min(float(rises[2]), limit)
-    below = (b - a) * right + (c - b) * left
-    if not below > 0:  # three equal losses
+    left, right = ys[0] - ys[1], ys[2] - ys[1]
+    limit = CLIFF * min(left, right)
+    left, right = min(left, limit), min(right, limit)
+    if not left + right > 0:  # three equal losses
         return b
-    found = b - 0.5 * ((b - a) ** 2 * -right + (c - b) ** 2 * left) / -below
-    return min(max(found, a), c)
+    return b + 0.5 * min(b - a, c - b) * (left - right) / (left + right)
+
+
+def best_of(losses: Sequence[float]) -> int:
+    """Index of the lowest loss; of equals the first, which has the lowest rate."""
+    least = min(losses)
+    return next(k for k, loss in enumerate(losses) if loss <= least + EQUAL * abs(least))
 
 
 def lowest(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, bool]:
     """Where sampled losses are lowest, and whether that is between two of them."""
-    best = int(np.argmin(ys))
+    best = best_of(ys)
     if best in (0, len(xs) - 1):
         return xs[best], False
     return vertex(xs[best - 1 : best + 2], ys[best - 1 : best + 2]), True
@@ -96,28 +105,8 @@ def slope(response: float) -> float:
     return FIXED_SLOPE * (1 - response)
 
 
-def continued(found: Optimum, horizon: int, response: float) -> Optimum:
+def continued(found: Optimum, horizon: int, slope: float) -> Optimum:
     """The best rate of a longer horizon from that of a shorter one."""
     decades = math.log10(horizon / found.horizon)
-    log_lr = found.log_lr + slope(response) * decades
-    return Optimum(horizon, log_lr, math.hypot(found.sd, SLOPE_SD * decades), found.bracketed)
-
-
-def combined(expected: Optimum, found: Optimum) -> Optimum:
-    """What was found; with no worse rate on one side, what was expected counts by its variance.
-
-    It is no surer than what was found: the slope that the expectation rests on is off in the same
-    direction when the answer is continued.
-    """
-    if found.bracketed:
-        return found
-    weights = expected.sd**-2, found.sd**-2
-    log_lr = (weights[0] * expected.log_lr + weights[1] * found.log_lr) / sum(weights)
-    return replace(found, log_lr=log_lr)
-
-
-def improvement(before: Array, after: Array) -> tuple[float, float]:
-    """How far the loss of common batches fell, and the standard error of that."""
-    fall = before - after
-    spread = float(np.std(fall, ddof=1)) if len(fall) > 1 else 0.0
-    return float(fall.mean()), spread / math.sqrt(len(fall))
+    sd = math.hypot(found.sd, SLOPE_SD * decades)
+    return Optimum(horizon, found.log_lr + slope * decades, sd, found.bracketed)

@@ -22,7 +22,7 @@ from optimizers.wrappers import frozen_statistics
 from tuner.data import to_device
 from tuner.errors import UsageError
 from tuner.lr_axis import Axis
-from tuner.lr_batches import Batches
+from tuner.lr_batches import Batches, Split
 from tuner.lr_response import Gradients, response
 from tuner.seeding import restore_rng, rng_state
 from tuner.snapshot import Restore, nested, snapshot
@@ -30,6 +30,8 @@ from tuner.workload import Workload
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
+# Held-out batches that a test asks for at most.
+MOST_LOOKS = 32
 WARMUP = 0.1  # of the schedule assumed where none is given
 # Numbers of steps after which a rule does something rare; a short run has to see it twice.
 GROWTH = 15  # Prodigy's estimate has grown from nothing after about so many
@@ -41,6 +43,7 @@ class Rig(Protocol):
 
     steps: int  # optimizer steps
     looks: int  # forward passes over held-out batches
+    most_looks: int  # held-out batches there are
 
     def reset(self) -> None:
         """Back to the snapshot: parameters, buffers, optimizer, random numbers."""
@@ -161,7 +164,7 @@ class LoaderRig(_Rig):
         *,
         train: Batches,
         held_out: Batches,
-        first: int,
+        split: Split,
         loss: Loss,
         accumulation: int = 1,
         scaler: Any = None,
@@ -169,7 +172,8 @@ class LoaderRig(_Rig):
         max_grad_norm: float | None = None,
     ) -> None:
         super().__init__(model, optimizer, axis, restore)
-        self.train, self.kept, self.first, self.loss = train, held_out, first, loss
+        self.train, self.kept, self.split, self.loss = train, held_out, split, loss
+        self.most_looks = split.held if held_out is train else held_out.epoch or MOST_LOOKS
         self.accumulation, self.max_grad_norm = accumulation, max_grad_norm
         self.amp_dtype, self._users_scaler = amp_dtype, scaler
         self.scaler: Any = None
@@ -182,8 +186,9 @@ class LoaderRig(_Rig):
         self.train.restart()
 
     def _train(self, index: int) -> float:
-        start = self.first + index * self.accumulation
-        batches = [self.train[start + k] for k in range(self.accumulation)]
+        first = index * self.accumulation
+        numbers = [self.split.training(first + k) for k in range(self.accumulation)]
+        batches = [self.train[number] for number in numbers]
         statistics = getattr(self.optimizer, "statistics", None)
 
         def gradients() -> Tensor:
@@ -217,15 +222,17 @@ class WorkloadRig(_Rig):
     """A task of the tuner; `on_val` measures on validation examples."""
 
     def __init__(
-        self, work: Workload, axis: Axis, restore: Restore, first: int, on_val: bool
+        self, work: Workload, axis: Axis, restore: Restore, split: Split, on_val: bool
     ) -> None:
         super().__init__(work.model, work.optimizer, axis, restore)
-        self.work, self.first, self.on_val = work, first, on_val
+        self.work, self.split, self.on_val = work, split, on_val
+        on_val_looks = min(MOST_LOOKS, max(1, work.val_size // work.batch_size)) if on_val else 0
+        self.most_looks = on_val_looks or split.held
         self._order = work.batches()
         self._seen: list[Tensor] = []
 
     def _train(self, index: int) -> float:
-        return self.work.step(self._indices(self.first + index))
+        return self.work.step(self._indices(self.split.training(index)))
 
     def _measure(self, index: int) -> float:
         if not self.on_val:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.stats import t as student
+from scipy.stats import wilcoxon
 
 from optimizers.schedules import Schedule
 from tuner import lr_fit
 from tuner.lr_curve import MIN_POINTS, explosion, refusal, shape
 from tuner.lr_ramp import HIGH, LOW, Points, coarse
-from tuner.lr_rigs import Rig
+from tuner.lr_rigs import MOST_LOOKS, Rig
 from tuner.records import LrCurve
 
 Progress = Callable[[int, int], None]
@@ -24,21 +26,20 @@ Progress = Callable[[int, int], None]
 # A test costs this share of the run that it is for, and no more than BUDGET steps.
 SHARE, BUDGET = 1.48, 2000
 # Of the budget: the longer horizon takes three or four runs of this share.
-LONG_SHARE, SHORT_OF_LONG = 0.165, 0.16
+LONG_SHARE, SHORT_OF_LONG = 0.158, 0.17
 RAMP_SHARE, RAMP_STEPS = 0.09, (36, 60)
 SHORTEST, LONG_ENOUGH = 4, 12
 # Decades between neighbouring runs.
 SHORT_STEP, LONG_STEP = 0.5, 0.3
-SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
+FEWEST_SHORT, SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 3, 9, 3, 6
 # Held-out batches that judge a run, of longer ones as a share of its steps and within bounds; a
 # forward pass costs a third of a step.
-SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.22, (8, 16), 1 / 3
-# Before a test gives up it looks at so many; these are never trained on in the first epoch.
-MOST_LOOKS = 32
+SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.35, (8, MOST_LOOKS), 1 / 3
 # A run within this share of the best one's gain is as good as the best.
 TOLERANCE = 0.05
-# Gains below so many standard errors are chance; a loss is lost so many deviations of a batch up.
-SIGNIFICANT, LOST = 2.0, 3.0
+# Gains as probable as this without learning are chance, and doubtful if as probable as that. A loss
+# is lost so many deviations of a batch up.
+CHANCE, DOUBTFUL, LOST = 0.1, 0.02, 3.0
 # The search box around the suggestion: a study also moves what was fixed here.
 BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
 WIDE_SD = 0.5  # decades
@@ -110,7 +111,8 @@ class Search:
     def run(self) -> LrCurve:
         """Ramp, short runs, longer runs, answer; or a refusal that says why."""
         self.rig.reset()
-        self.before = self.rig.held_out(self.plan.looks)
+        looks = min(self.plan.looks, self.rig.most_looks)
+        self.before = self.rig.held_out(looks)
         if np.isfinite(self.before).all() and self.start is None:
             self.rig.warm(WARM)
         self.noise = float(np.std(self.before)) if np.isfinite(self.before).all() else 0.0
@@ -121,25 +123,37 @@ class Search:
             reason = "no learning rate gives a finite loss: it explodes at every rate tried"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
         start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
-        short = self._bracket(self.plan.short, start, SHORT_STEP, SHORT_RUNS, SHORT_LOOKS)
+        short = self._bracket(
+            self.plan.short, start, SHORT_STEP, SHORT_RUNS, min(SHORT_LOOKS, looks)
+        )
         first = self._locate(self.plan.short)
-        response = self.rig.response(10**first.log_lr)
-        expected = lr_fit.continued(first, self.plan.long, response)
-        rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * self.plan.looks)
-        most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
-        long = self._bracket(self.plan.long, expected.log_lr, LONG_STEP, most, self.plan.looks)
+        slope = lr_fit.slope(self.rig.response(10**first.log_lr))
+        start = lr_fit.continued(first, self.plan.long, lr_fit.START_SLOPE).log_lr
         learned = any(learns(self.before, fork.losses) for fork in short)
+        looks = self._longer_looks(learned)
+        rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * looks)
+        most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
+        long = self._bracket(self.plan.long, start, LONG_STEP, most, looks)
         if all(map(self._is_lost, long)) and not learned:
             reason = "every short run explodes, whatever its learning rate"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
-        found = lr_fit.combined(expected, self._locate(self.plan.long))
-        answer = lr_fit.continued(found, self.plan.run_steps, response)
+        answer = lr_fit.continued(self._locate(self.plan.long), self.plan.run_steps, slope)
         return self._answer(points, top, long, answer)
 
     @property
     def cost(self) -> float:
         """Steps so far, forward passes counted as thirds."""
         return self.rig.steps + LOOK * self.rig.looks
+
+    def _longer_looks(self, learned: bool) -> int:
+        """Batches that judge each longer run; in doubt all that the budget leaves."""
+        left = (self.plan.budget - self.cost) / FEWEST_LONG - self.plan.long
+        most = min(self.plan.looks if learned else MOST_LOOKS, self.rig.most_looks)
+        looks = min(max(int(left / LOOK), LONG_LOOKS[0]), most)
+        if looks > len(self.before):
+            self.rig.reset()
+            self.before = self.rig.held_out(looks)
+        return looks
 
     def _ramp(self, lrs: Iterator[float]) -> Points:
         self.rig.reset()
@@ -156,7 +170,8 @@ class Search:
     ) -> list[Fork]:
         """Runs around `start`, on towards lower losses until the best one has worse neighbours.
 
-        Upwards first, because a run that diverges ends early.
+        Upwards first, because a run that diverges ends early. Where the best one is better than the
+        one above by chance alone, the search goes on upwards.
         """
         tried: dict[int, Fork] = {}
         k: int | None = 0
@@ -167,19 +182,31 @@ class Search:
         return self.forks[horizon]
 
     def _next(self, horizon: int, tried: dict[int, Fork]) -> int | None:
-        """Where to look next; None when the best run has a worse one on either side."""
-        alive = [k for k, fork in tried.items() if self._is_alive(horizon, fork)]
+        """Where to look next; None when the best run has a worse one on either side.
+
+        From the second move in one direction on every other place is left out.
+        """
+        alive = [k for k in sorted(tried) if self._is_alive(horizon, tried[k])]
         if not alive:
             too_low = horizon == self.plan.short and not self._is_lost(tried[max(tried)])
             return max(tried) + 1 if too_low else min(tried) - 1
-        best = min(alive, key=lambda k: tried[k].loss)
-        return next((k for k in (best + 1, best - 1) if k not in tried), None)
+        best = alive[lr_fit.best_of([tried[k].loss for k in alive])]
+        above = min((k for k in tried if k > best), default=None)
+        below = max((k for k in tried if k < best), default=None)
+        if above is None:
+            return best + (1 if below is None else 2)
+        if below is None:
+            return best - (1 if len(tried) == 2 else 2)
+        doubtful = not learns(tried[above].losses, tried[best].losses)
+        top = max(tried)
+        further = [top + 2] if doubtful and self._is_alive(horizon, tried[top]) else []
+        return next((k for k in (best + 1, best - 1, *further) if k not in tried), None)
 
     def _is_alive(self, horizon: int, fork: Fork) -> bool:
         """Whether a run learns; a longer one has to do better than the best of the shorter ones."""
         if horizon == self.plan.short:
             return learns(self.before, fork.losses)
-        so_far = float(np.mean(fork.losses[:SHORT_LOOKS]))  # the batches that judged those
+        so_far = float(np.mean(fork.losses[:SHORT_LOOKS]))  # by the batches that judged those
         return so_far < min(each.loss for each in self.forks[self.plan.short])
 
     def _is_lost(self, fork: Fork) -> bool:
@@ -213,8 +240,7 @@ class Search:
     ) -> LrCurve:
         before, best = self.before, min(long, key=lambda fork: fork.loss)
         diverges_at = self._divergence(top)
-        in_doubt = not learns(before, best.losses)
-        if in_doubt and not self._learns_after_all(best):
+        if not learns(before, best.losses):
             gain = float(np.mean(before)) - best.loss
             reason = (
                 f"{self.plan.long} steps at the best rate lower the loss by {gain:.2g}, which is "
@@ -232,7 +258,7 @@ class Search:
         flags = {
             "boundary": not all(each.bracketed for each in optima),
             "no-divergence": diverges_at is None,
-            "noise-dominated": in_doubt or answer.sd > WIDE_SD,
+            "noise-dominated": answer.sd > WIDE_SD or not learns(before, best.losses, DOUBTFUL),
             "non-monotone": any(map(_is_wavy, self.forks.values())),
             "too-short": self.plan.long < LONG_ENOUGH,
         }
@@ -252,14 +278,6 @@ class Search:
                 optima=[(each.horizon, 10**each.log_lr) for each in optima],
             )
         )
-
-    def _learns_after_all(self, best: Fork) -> bool:
-        """Repeat the best run and judge it by more batches, unless it only lost."""
-        if self._is_lost(best):
-            return False
-        self.rig.reset()
-        before = self.rig.held_out(MOST_LOOKS)
-        return learns(before, self._fork(self.plan.long, best.log_lr, MOST_LOOKS).losses)
 
     def _divergence(self, top: float | None) -> float | None:
         """The lowest rate above a horizon's best whose run has lost all that can be gained."""
@@ -315,14 +333,18 @@ def _start(points: Points, top: float | None, noise: float) -> float:
     return lowest if top is None else min(lowest, math.log10(top) - SHORT_STEP)
 
 
-def learns(before: Sequence[float], after: Sequence[float]) -> bool:
+def learns(before: Sequence[float], after: Sequence[float], chance: float = CHANCE) -> bool:
     """Whether common batches fell by more than chance."""
     if math.isinf(before[0]) or math.isinf(after[0]):
         return math.isinf(before[0]) and not math.isinf(after[0])
     count = min(len(before), len(after))
-    fall, error = lr_fit.improvement(np.asarray(before[:count]), np.asarray(after[:count]))
-    everywhere = count >= 6 and all(b > a for b, a in zip(before, after, strict=False))
-    return fall > 0 and (fall > SIGNIFICANT * error or everywhere)
+    drops = np.subtract(before[:count], after[:count])
+    fall = float(drops.mean())
+    error = float(np.std(drops, ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+    if fall <= 0 or fall > error * student.isf(chance, max(count - 1, 1)):
+        return fall > 0
+    # a few batches with outliers drown the mean, not the signed ranks
+    return bool(wilcoxon(drops, alternative="greater").pvalue < chance)
 
 
 def _is_wavy(forks: list[Fork]) -> bool:

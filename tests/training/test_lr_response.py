@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import optimizers
 from optimizers.mistakes import MISTAKES
 from tuner.lr_axis import axis_of
-from tuner.lr_batches import Batches
+from tuner.lr_batches import Batches, Split
 from tuner.lr_response import response
 from tuner.lr_rigs import LoaderRig
 from tuner.snapshot import preserved
@@ -29,7 +29,7 @@ def measured(make: object, lr: float = 1e-3) -> float:
             restore,
             train=batches,
             held_out=batches,
-            first=8,
+            split=Split(8),
             loss=lambda m, batch: nn.functional.cross_entropy(m(batch[0]), batch[1]),
         )
         rig.warm(20)
