@@ -32,14 +32,7 @@ FIND, CHOOSE, JUDGE = 30_000, 31_000, 32_000
 
 def fractions(scenario: Scenario, point: Point) -> np.ndarray:
     """A point's place in the unit cube."""
-    place = []
-    for d in scenario.space:
-        x = d.coordinate(point[d.name])
-        if d.log:
-            place.append(math.log(x / d.start) / math.log(d.end / d.start))
-        else:
-            place.append((x + 0.5) / len(d.values))
-    return np.array(place)
+    return np.array([d.fraction(point[d.name]) for d in scenario.space])
 
 
 def at(scenario: Scenario, place: np.ndarray) -> Point:

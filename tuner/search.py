@@ -184,16 +184,7 @@ def _point(space: Space, place: Array) -> Point:
 
 def _places(space: Space, points: Sequence[Point]) -> Array:
     """Where points lie in the unit cube, shape (points, axes)."""
-    return np.array([[_place(d, p[d.name]) for d in space] for p in points], dtype=np.float64)
-
-
-def _place(axis: Dimension, value: float) -> float:
-    at = axis.coordinate(value)
-    if axis.values:
-        return (at + 0.5) / len(axis.values)
-    if axis.log:
-        return math.log(at / axis.start) / math.log(axis.end / axis.start)
-    return (at - axis.start) / (axis.end - axis.start)
+    return np.array([[d.fraction(p[d.name]) for d in space] for p in points], dtype=np.float64)
 
 
 def finite_values(seen: Sequence[Observation], direction: Direction) -> list[float]:
