@@ -32,6 +32,7 @@ _FEWEST = 3  # runs that a surrogate needs
 _COVERING, _AROUND, _LEADERS = 256, 48, 5  # candidates: everywhere, and around each of the best
 _STEPS = (0.05, 0.2)  # how far around, in units of the box
 _AS_GOOD = 0.8  # of the largest expected improvement: of these the most central is taken
+_UNUSUAL = 4  # every so many-th quasi-random point is free of an axis' usual value
 _LEVEL = 0.3  # of failures, below which a place works: with half, half of the runs go too far
 _CAP = 10.0  # of the distance from the best to the median: everything beyond is as bad
 
@@ -164,7 +165,9 @@ def _contains(space: Space, point: Point) -> bool:
 
 
 def _sobol(space: Space, index: int, seed: int) -> Point:
-    return _point(space, _covering(space, index + 1, np.random.default_rng(seed))[-1])
+    point = _point(space, _covering(space, index + 1, np.random.default_rng(seed))[-1])
+    usual = {d.name: d.usual for d in space if d.usual is not None}
+    return point | usual if (index + 1) % _UNUSUAL else point
 
 
 def _covering(space: Space, count: int, rng: np.random.Generator) -> Array:

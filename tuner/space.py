@@ -52,6 +52,7 @@ class Dimension:
     The sampler sees a `coordinate`, which runs from `start` to `end`: the place among `values`, one
     minus the value (`complement`, for betas), or the value itself. Its distances on a log axis are
     those of log(coordinate + `idle`): values far below `idle` do the same, which is nothing.
+    A search begins with the `usual` value more often than with the others.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Dimension:
     values: tuple[int, ...] = ()
     complement: bool = False
     idle: float = 0.0
+    usual: float | None = None
 
     @property
     def start(self) -> float:
@@ -170,7 +172,14 @@ def arm_space(
     decay = _interval("weight_decay", bounds["weight_decay"])
     return (
         _interval("lr", bounds["lr"]),
-        Dimension("batch_size", box.batch_size[0], box.batch_size[-1], values=box.batch_size),
+        Dimension(
+            "batch_size",
+            box.batch_size[0],
+            box.batch_size[-1],
+            values=box.batch_size,
+            # Of equally many steps those with the largest batches are rarely worse.
+            usual=default_point(spec, arm)["batch_size"] if spec.budget.max_steps else None,
+        ),
         replace(decay, idle=idle_decay(spec, arm, curve)) if decay.log else decay,
         *(
             _searched(name, widened.get(name, given), _row(arm, name))
