@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tuner.compare.statistics import SEEDS_CAP, Interval
+from tuner.records import setting
 
 if TYPE_CHECKING:
     from tuner.compare.verdicts import ArmResult, Comparison
@@ -33,11 +34,6 @@ def ends(interval: Interval | None, flip: bool) -> tuple[float | None, float | N
     if interval is None:
         return None, None
     return (-interval.high, -interval.low) if flip else (interval.low, interval.high)
-
-
-def setting(value: Any) -> str:
-    """A hyperparameter as a person would type it."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def settings(params: Mapping[str, Any]) -> str:
