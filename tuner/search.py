@@ -11,6 +11,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -139,21 +140,38 @@ def promising(
 
     Each is the one from which the surrogate expects the largest improvement, those before it taken
     to give what is expected of them: neighbours would tell the same twice. By their estimates when
-    there are too few runs for a surrogate, or too many.
+    there are too few runs for a surrogate, or too many. Remembered, since every plan asks again.
     """
+    names = [d.name for d in space]
+    rows = tuple(
+        (tuple(o.point[name] for name in names), o.value, o.pruned_at, o.length) for o in seen
+    )
+    found = _promising(space, rows, direction, count)
+    return [dict(zip(names, values, strict=True)) for values in found]
+
+
+_Row = tuple[tuple[float, ...], float | None, int | None, float]
+
+
+@lru_cache(maxsize=64)
+def _promising(
+    space: Space, rows: tuple[_Row, ...], direction: Direction, count: int
+) -> list[tuple[float, ...]]:
+    names = [d.name for d in space]
+    seen = [Observation(dict(zip(names, row[0], strict=True)), *row[1:]) for row in rows]
     full = [o.point for o in seen if o.length == 1]
     left = [e.point for e in estimates(space, seen, direction, 0.0) if e.point not in full]
     free = tuple(d for d in space if _is_free(d))
     inside = [o for o in seen if _contains(free, o.point) and o.value is not None]
     if not free or not _FEWEST <= len(inside) <= MOST:
-        return left[:count]
+        return [tuple(point.values()) for point in left[:count]]
     found: list[Point] = []
     while left and len(found) < count:
         model, known = _believing(free, inside, found, direction)
         best = float(model.predict(known)[0].min())
         gains = model.expected_improvement(_places(free, left), best)
         found.append(left.pop(int(np.argmax(gains))))
-    return found
+    return [tuple(point.values()) for point in found]
 
 
 def _is_free(dimension: Dimension) -> bool:

@@ -143,7 +143,8 @@ def _rival(arm: ArmResult) -> str:
         return f"{arm.name} (by {abs(arm.difference):.2g})"
     if arm.difference < 0:
         low, high = -high, -low
-    return f"{arm.name} (by {abs(arm.difference):.2g}, interval {low:.2g} to {high:.2g})"
+    size = number(abs(arm.difference), (high - low) / 2)
+    return f"{arm.name} (by {size}, interval {span(low, high).replace('..', 'to')})"
 
 
 def answer(comparison: Comparison) -> str:
