@@ -33,7 +33,7 @@ _FEWEST = 3  # runs that a surrogate needs
 _COVERING, _AROUND, _LEADERS = 256, 48, 5  # candidates: everywhere, and around each of the best
 _STEPS = (0.05, 0.2)  # how far around, in units of the box
 _AS_GOOD = 0.8  # of the largest expected improvement: of these the most central is taken
-_UNUSUAL = 4  # every so many-th quasi-random point is free of an axis' usual value
+_UNUSUAL = 0.25  # of the quasi-random points are free of an axis' usual value
 _LEVEL = 0.3  # of failures, below which a place works: with half, half of the runs go too far
 _CAP = 10.0  # of the distance from the best to the median: everything beyond is as bad
 
@@ -183,9 +183,14 @@ def _contains(space: Space, point: Point) -> bool:
 
 
 def _sobol(space: Space, index: int, seed: int) -> Point:
-    point = _point(space, _covering(space, index + 1, np.random.default_rng(seed))[-1])
-    usual = {d.name: d.usual for d in space if d.usual is not None}
-    return point | usual if (index + 1) % _UNUSUAL else point
+    place = _covering(space, index + 1, np.random.default_rng(seed))[-1]
+    return {d.name: _start_at(d, float(f)) for d, f in zip(space, place, strict=True)}
+
+
+def _start_at(axis: Dimension, fraction: float) -> float:
+    if axis.usual is None:
+        return axis.at(fraction)
+    return axis.usual if fraction >= _UNUSUAL else axis.at(fraction / _UNUSUAL)
 
 
 def _covering(space: Space, count: int, rng: np.random.Generator) -> Array:

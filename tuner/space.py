@@ -7,8 +7,8 @@ and the weight decay. A *configuration* is what a run uses:
   rules, McCandlish et al. 2018, arXiv:1812.06162; square root for Adam-like ones, Malladi et al.
   2022, arXiv:2205.10287).
 - A sum of past steps grows by 1 / (1 - momentum). Where momentum is searched and the range of the
-  learning rate comes from a range test, a point holds the rate at the momentum of the first guess,
-  and a run at another momentum uses what moves the weights as fast.
+  learning rate comes from a range test, a point holds the rate at the momentum of that test, and a
+  run at another momentum uses what moves the weights as fast.
 - Decoupled decay shrinks weights by lr times weight_decay a step, and that product is what matters
   (Loshchilov and Hutter 2019, arXiv:1711.05101). Where the range is the rule's own, a point holds
   the decay at the rule's default learning rate, and a run at k times that rate uses a k-th of it.
@@ -328,13 +328,15 @@ def decay_is_coupled(spec: StudySpec, arm: ArmSection) -> bool:
 
 
 def momentum_factor(spec: StudySpec, arm: ArmSection, values: Mapping[str, float]) -> float:
-    """What a point's learning rate is multiplied by for the momentum among `values`."""
+    """What a point's learning rate is multiplied by for the momentum among `values`.
+
+    The range test ran at the arm's own momentum, which need not lie in the range that is searched.
+    """
     name = _SUMMED.get(arm.optimizer)
     if name is None or name not in searched(spec, arm) or spec.box(arm).lr != "auto":
         return 1.0
-    axis = _searched(name, searched(spec, arm)[name], _row(arm, name))
     first = _default(arm, name)
-    return (1 - axis.clip(values.get(name, first))) / (1 - axis.clip(first))
+    return (1 - values.get(name, first)) / (1 - first)
 
 
 def used_params(spec: StudySpec, arm: ArmSection, point: Point) -> dict[str, Any]:

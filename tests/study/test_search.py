@@ -1,6 +1,7 @@
 """The sampler: pure, inside its box, and it learns from divergence."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -187,3 +188,14 @@ def test_what_is_promoted_tells_different_things() -> None:
     assert sum(p in twins for p in found[:2]) == 1
     few = promising(SPACE, seen[:2], "minimize", 1)
     assert few == [min(seen[:2], key=lambda o: o.value or 0.0).point]
+
+
+def test_a_search_begins_with_the_usual_value_and_tries_the_others_too() -> None:
+    space = (SPACE[0], replace(SPACE[1], usual=64), SPACE[2])
+    sizes = [propose(space, [], [], "minimize", k, 64, 3)["batch_size"] for k in range(64)]
+    assert 8 <= sum(size != 64 for size in sizes) <= 16
+    assert set(sizes) == {8, 16, 32, 64}
+    spec = study_spec()  # trials of equally many steps, whose largest batch is the usual one
+    assert arm_space(spec, spec.arms[0], CURVE)[1].usual == 32
+    epochs = study_spec(budget={"max_steps": None, "max_epochs": 3})
+    assert arm_space(epochs, epochs.arms[0], CURVE)[1].usual is None

@@ -54,7 +54,10 @@ def targets_table(targets: Targets, metric: str) -> Table:
             arm.name,
             f"{arm.reached} of {len(arm.times)}",
             wording.cost_amount(arm.median, targets.cost),
-            wording.speedup(arm.speedup_low, arm.speedup, arm.speedup_high),
+            # Two arms that are not there are not equally fast.
+            wording.speedup(arm.speedup_low, arm.speedup, arm.speedup_high)
+            if arm.reached and reached[targets.baseline]
+            else "-",
         )
     return table
 
