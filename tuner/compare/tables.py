@@ -48,6 +48,7 @@ def targets_table(targets: Targets, metric: str) -> Table:
     goal = f"time to {metric} {targets.target:.4g} in {targets.cost}"
     title = f"{goal} (speed-up over {targets.baseline})"
     table = _table(title, "arm", "reached", "median", "speed-up")
+    reached = {arm.name: arm.reached for arm in targets.arms}
     for arm in targets.arms:
         _row(
             table,

@@ -203,16 +203,16 @@ def time_to_target(
         ]
     horizon = _horizon(followed.values())
     arms = []
-    for name, mine in followed.items():
-        seeds, times, ends = (list(column) for column in zip(*mine, strict=True))
+    for name, ours in followed.items():
+        seeds, times, ends = (list(column) for column in zip(*ours, strict=True))
         costs, share, low, high = kaplan_meier(times, ends, level)
-        spent = _spent(mine, horizon)
+        spent = _spent(ours, horizon)
         mean = st.t_interval(list(spent.values()), level)
         speedup = low_end = high_end = None
         if name != baseline:
-            both = _horizon([mine, followed[baseline]])
+            both = _horizon([ours, followed[baseline]])
             speedup, low_end, high_end = _speedup(
-                _spent(mine, both), _spent(followed[baseline], both), level
+                _spent(ours, both), _spent(followed[baseline], both), level
             )
         arms.append(
             ArmTimes(
