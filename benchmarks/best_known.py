@@ -6,7 +6,8 @@ Quasi-random points over the whole space, two rounds around the best of them, fi
 best sixteen, twenty for the best three, and forty for the best of these: only these last ones,
 which chose nothing, count. The smallest of three means is a lucky one: on digits it was 4 % below
 what the same configuration gives on fresh seeds. With --answers the best answers of a file of
-`compute_to_answer` are among the sixteen: what a tuner found is known, too. Results are appended to the file, so that a run that was stopped goes on.
+`compute_to_answer` are judged beside the sixteen: what a tuner found is known, too. Results are
+appended to the file, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
