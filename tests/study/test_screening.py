@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.study.specs import ADAMW, CURVE, SGD, WHOLE, history_of, simulate, study_spec
 from tuner.jobs import Places, job_of
 from tuner.records import Trial
+from tuner.search import promising
 from tuner.spec_sections import PRESETS
-from tuner.stages import full_trials, stage_sizes
+from tuner.stages import full_trials, next_trials, stage_sizes
 
 
 def quality(trial: Trial) -> float | None:
@@ -169,3 +170,20 @@ def test_the_choice_follows_the_full_runs() -> None:
     for arm in spec.arms:
         lr = history.of("decide", arm.name)[0].point["lr"]
         assert abs(math.log10(lr) + 1.7) < 0.3
+
+
+def test_a_plan_works_out_once_what_is_promoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for every place that waits: that grew with the square of the number of trials."""
+    spec = study_spec(**{**WHOLE, "budget": {**WHOLE["budget"], "trials_per_arm": 40}})
+    later = ("explore", "confirm", "decide")
+    screened = {n: t for n, t in simulate(spec, quality).items() if t.stage not in later}
+    asked = []
+
+    def counted(*arguments: object) -> list[dict[str, float]]:
+        asked.append(arguments)
+        return promising(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tuner.stages.explore.promising", counted)
+    planned = list(next_trials(spec, history_of(screened)))
+    assert {t.stage for t in planned} == {"explore"}
+    assert len(asked) == len(spec.arms)
