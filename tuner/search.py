@@ -102,17 +102,14 @@ def estimates(
     One seed's score is its configuration's mean plus luck, and the best of many scores is mostly
     lucky. So neighbours are asked too: the estimate is the surrogate's, or the mean of its runs for
     a point outside of the box and while there are too few runs for a surrogate. A point with a run
-    that diverged or failed is as good as that run.
+    that diverged or failed is as good as that run. Runs that were stopped early take no part: what
+    they would have given is not known, and near the best most of them would have been good.
     """
+    seen = [o for o in seen if o.pruned_at is None]
     sign = 1.0 if direction == "minimize" else -1.0
     points: list[Point] = []
     for o in seen:
-        if (
-            o.value is not None
-            and o.pruned_at is None
-            and o.length >= length
-            and o.point not in points
-        ):
+        if o.value is not None and o.length >= length and o.point not in points:
             points.append(o.point)
     told = finite_values(seen, direction)
     means = [

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.study.specs import ADAMW, CURVE, SGD, study_spec
-from tuner.search import Observation, finite_values, promising, propose
+from tuner.search import Observation, estimates, finite_values, promising, propose
 from tuner.space import (
     Dimension,
     arm_space,
@@ -199,3 +199,17 @@ def test_a_search_begins_with_the_usual_value_and_tries_the_others_too() -> None
     assert arm_space(spec, spec.arms[0], CURVE)[1].usual == 32
     epochs = study_spec(budget={"max_steps": None, "max_epochs": 3})
     assert arm_space(epochs, epochs.arms[0], CURVE)[1].usual is None
+
+
+def test_runs_stopped_early_do_not_hide_the_best_among_them() -> None:
+    """Near a good point half of the runs are worse than the median, and so stopped: no verdict."""
+    space = (SPACE[0], SPACE[2])
+
+    def at(lr: float, value: float, pruned_at: int | None = None) -> Observation:
+        return Observation({"lr": lr, "weight_decay": 0.01}, value, pruned_at)
+
+    ran = [at(10 ** (-1 - k / 4), 0.01 * (1 + k) ** 2) for k in range(8)]
+    stopped = [at(0.1 * (1 + k / 20), 0.3, 30) for k in range(1, 7)]
+    found = estimates(space, [*ran, *stopped], "minimize")
+    assert found[0].point == ran[0].point
+    assert found == estimates(space, ran, "minimize")
