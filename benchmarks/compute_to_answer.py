@@ -1,7 +1,7 @@
 """How good is the answer after so many training steps? This project against other tuners.
 
     python -m benchmarks.compute_to_answer --json runs.jsonl [--tasks NAME ...] [--tuners NAME ...]
-        [--repetitions 10] [--budget 14000] [--peers FOLDER] [--report]
+        [--repetitions 10] [--first 100] [--budget 10000] [--peers FOLDER] [--report]
 
 Every tuner searches the same space on the same tasks (`answer_scenarios`). What it would have
 answered after so many steps is trained again on five fresh seeds that nothing else uses; the mean
@@ -113,7 +113,7 @@ class Rows:
         return (row for row in self.rows if row["kind"] == kind)
 
 
-def run_studies(rows: Rows, task: str, tuners: list[str], repetitions: int, budget: int) -> None:
+def run_studies(rows: Rows, task: str, tuners: list[str], repetitions: range, budget: int) -> None:
     """All repetitions of all tuners on a task that are not in the file."""
     done = {(r["task"], r["tuner"], r["repetition"]) for r in rows.of("study")}
     scenario = SCENARIOS[task]
@@ -137,7 +137,7 @@ def run_studies(rows: Rows, task: str, tuners: list[str], repetitions: int, budg
         [
             one(tuner, repetition)
             for tuner in tuners
-            for repetition in range(repetitions)
+            for repetition in repetitions
             if (task, tuner, repetition) not in done
         ]
     )
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS))
     parser.add_argument("--tuners", nargs="+", choices=list(TUNERS), default=list(TUNERS))
     parser.add_argument("--repetitions", type=int, default=10)
+    parser.add_argument("--first", type=int, default=100, help="number of the first repetition")
     parser.add_argument("--budget", type=int, default=CHECKPOINTS[-1], help="steps of a peer")
     parser.add_argument("--peers", type=Path, help="a folder with packages: ray")
     parser.add_argument("--report", action="store_true", help="print the table of what there is")
@@ -194,7 +195,8 @@ def main() -> None:
     rows = Rows(arguments.json)
     for task in [] if arguments.report else arguments.tasks:
         started = time.process_time()
-        run_studies(rows, task, arguments.tuners, arguments.repetitions, arguments.budget)
+        repetitions = range(arguments.first, arguments.first + arguments.repetitions)
+        run_studies(rows, task, arguments.tuners, repetitions, arguments.budget)
         spent = time.process_time() - started
         print(f"{task}: {spent:.0f} s of CPU time", file=sys.stderr, flush=True)
         confirm(rows, task)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -177,7 +178,8 @@ def pool_studies(
     `baseline` is the label that speed-ups and targets refer to; by default the first common arm.
 
     Raises:
-        UsageError: a study is given twice, or they have fewer than two arms in common.
+        UsageError: a study is given twice, also under another name, or they have fewer than two
+            arms in common.
         NoCompletedTrialError: one of them has nothing to judge by yet.
     """
     twice = [n for n, count in Counter(r.name for r in studies).items() if count > 1]
@@ -206,6 +208,12 @@ def pool_studies(
                 targets=_relabelled(rows, found, common, reference, cost),
             )
         )
+    for one, other in combinations(tasks, 2):
+        if repeated := _same_runs(one, other):
+            raise UsageError(
+                f"{one.study} and {other.study} hold the same runs of {repeated}, which would count"
+                " twice: give one of them, or repeat the study with another study.seed"
+            )
     left = sorted({n for found in labelled for n in found} - set(common))
     return pool(
         tasks,
@@ -216,6 +224,19 @@ def pool_studies(
         looks=max(rows.comparison.looks for rows in studies),
         left_out=left,
     )
+
+
+def _same_runs(one: TaskScores, other: TaskScores) -> str | None:
+    """An arm that has the same scores on the same seeds of the same task in both studies, if any.
+
+    A study that is started again under another name repeats its runs exactly.
+    """
+    for a, b in zip(one.arms, other.arms, strict=True):
+        mine, theirs = (dict(zip(x.seeds, x.scores, strict=True)) for x in (a, b))
+        seeds = mine.keys() & theirs.keys()
+        if one.task == other.task and len(seeds) > 1 and all(mine[s] == theirs[s] for s in seeds):
+            return a.name
+    return None
 
 
 def _labels(rows: Rows, studies: Sequence[Rows]) -> dict[str, _Label]:

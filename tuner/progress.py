@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.executors.base import Slot
-from tuner.records import Trial
+from tuner.records import Trial, assigned
 from tuner.spec import StudySpec
 from tuner.standing import Left
 
@@ -87,7 +87,6 @@ def clock(seconds: float | None) -> str:
 
 def describe(trial: Trial, metric: str) -> str:
     """A trial's result in a few words."""
-    settings = "  ".join(f"{k}={v:.3g}" for k, v in trial.params.items() if v is not None)
     result = {
         "completed": f"{metric} {trial.value:.5g}" if trial.value is not None else "no value",
         "pruned": f"stopped early at {metric} {trial.value or 0.0:.5g}",
@@ -98,7 +97,7 @@ def describe(trial: Trial, metric: str) -> str:
         return f"suggests lr {suggested}" if trial.state == "completed" else result
     if trial.state == "failed" and trial.failure is not None:
         result = f"failed: {trial.failure.message}"
-    return f"{result}   {settings}"
+    return f"{result}   {assigned(trial.params)}"
 
 
 class LineReporter:
@@ -215,8 +214,7 @@ class LiveReporter:
             if best is None:
                 table.add_row(arm.name, "-", "")
             else:
-                settings = "  ".join(f"{k}={v:.3g}" for k, v in best.params.items())
-                table.add_row(arm.name, f"{best.value:.5g}", settings)
+                table.add_row(arm.name, f"{best.value:.5g}", assigned(best.params))
         left = Text(f"about {self._board.time_left()} left; Ctrl-C stops and keeps", style="dim")
         return Group(self._progress, table, left)
 

@@ -7,6 +7,7 @@ Nothing here imports torch, so a coordinator and the command line stay light.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -230,3 +231,13 @@ class Study(Record):
     answer: str = ""
     stop_requested: bool = False
     provenance: dict[str, Any] = {}
+
+
+def setting(value: Any) -> str:
+    """A hyperparameter as a person would type it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def assigned(params: Mapping[str, Any]) -> str:
+    """`lr=0.003  batch_size=1024`; what has no value is left out."""
+    return "  ".join(f"{k}={setting(v)}" for k, v in params.items() if v is not None)

@@ -11,6 +11,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,7 @@ _FEWEST = 3  # runs that a surrogate needs
 _COVERING, _AROUND, _LEADERS = 256, 48, 5  # candidates: everywhere, and around each of the best
 _STEPS = (0.05, 0.2)  # how far around, in units of the box
 _AS_GOOD = 0.8  # of the largest expected improvement: of these the most central is taken
+_UNUSUAL = 0.25  # of the quasi-random points are free of an axis' usual value
 _LEVEL = 0.3  # of failures, below which a place works: with half, half of the runs go too far
 _CAP = 10.0  # of the distance from the best to the median: everything beyond is as bad
 
@@ -100,17 +102,14 @@ def estimates(
     One seed's score is its configuration's mean plus luck, and the best of many scores is mostly
     lucky. So neighbours are asked too: the estimate is the surrogate's, or the mean of its runs for
     a point outside of the box and while there are too few runs for a surrogate. A point with a run
-    that diverged or failed is as good as that run.
+    that diverged or failed is as good as that run. Runs that were stopped early take no part: what
+    they would have given is not known, and near the best most of them would have been good.
     """
+    seen = [o for o in seen if o.pruned_at is None]
     sign = 1.0 if direction == "minimize" else -1.0
     points: list[Point] = []
     for o in seen:
-        if (
-            o.value is not None
-            and o.pruned_at is None
-            and o.length >= length
-            and o.point not in points
-        ):
+        if o.value is not None and o.length >= length and o.point not in points:
             points.append(o.point)
     told = finite_values(seen, direction)
     means = [
@@ -138,21 +137,38 @@ def promising(
 
     Each is the one from which the surrogate expects the largest improvement, those before it taken
     to give what is expected of them: neighbours would tell the same twice. By their estimates when
-    there are too few runs for a surrogate, or too many.
+    there are too few runs for a surrogate, or too many. Remembered, since every plan asks again.
     """
+    names = [d.name for d in space]
+    rows = tuple(
+        (tuple(o.point[name] for name in names), o.value, o.pruned_at, o.length) for o in seen
+    )
+    found = _promising(space, rows, direction, count)
+    return [dict(zip(names, values, strict=True)) for values in found]
+
+
+_Row = tuple[tuple[float, ...], float | None, int | None, float]
+
+
+@lru_cache(maxsize=64)
+def _promising(
+    space: Space, rows: tuple[_Row, ...], direction: Direction, count: int
+) -> list[tuple[float, ...]]:
+    names = [d.name for d in space]
+    seen = [Observation(dict(zip(names, row[0], strict=True)), *row[1:]) for row in rows]
     full = [o.point for o in seen if o.length == 1]
     left = [e.point for e in estimates(space, seen, direction, 0.0) if e.point not in full]
     free = tuple(d for d in space if _is_free(d))
     inside = [o for o in seen if _contains(free, o.point) and o.value is not None]
     if not free or not _FEWEST <= len(inside) <= MOST:
-        return left[:count]
+        return [tuple(point.values()) for point in left[:count]]
     found: list[Point] = []
     while left and len(found) < count:
         model, known = _believing(free, inside, found, direction)
         best = float(model.predict(known)[0].min())
         gains = model.expected_improvement(_places(free, left), best)
         found.append(left.pop(int(np.argmax(gains))))
-    return found
+    return [tuple(point.values()) for point in found]
 
 
 def _is_free(dimension: Dimension) -> bool:
@@ -164,7 +180,14 @@ def _contains(space: Space, point: Point) -> bool:
 
 
 def _sobol(space: Space, index: int, seed: int) -> Point:
-    return _point(space, _covering(space, index + 1, np.random.default_rng(seed))[-1])
+    place = _covering(space, index + 1, np.random.default_rng(seed))[-1]
+    return {d.name: _start_at(d, float(f)) for d, f in zip(space, place, strict=True)}
+
+
+def _start_at(axis: Dimension, fraction: float) -> float:
+    if axis.usual is None:
+        return axis.at(fraction)
+    return axis.usual if fraction >= _UNUSUAL else axis.at(fraction / _UNUSUAL)
 
 
 def _covering(space: Space, count: int, rng: np.random.Generator) -> Array:
@@ -184,16 +207,7 @@ def _point(space: Space, place: Array) -> Point:
 
 def _places(space: Space, points: Sequence[Point]) -> Array:
     """Where points lie in the unit cube, shape (points, axes)."""
-    return np.array([[_place(d, p[d.name]) for d in space] for p in points], dtype=np.float64)
-
-
-def _place(axis: Dimension, value: float) -> float:
-    at = axis.coordinate(value)
-    if axis.values:
-        return (at + 0.5) / len(axis.values)
-    if axis.log:
-        return math.log(at / axis.start) / math.log(axis.end / axis.start)
-    return (at - axis.start) / (axis.end - axis.start)
+    return np.array([[d.fraction(p[d.name]) for d in space] for p in points], dtype=np.float64)
 
 
 def finite_values(seen: Sequence[Observation], direction: Direction) -> list[float]:

@@ -7,8 +7,8 @@ and the weight decay. A *configuration* is what a run uses:
   rules, McCandlish et al. 2018, arXiv:1812.06162; square root for Adam-like ones, Malladi et al.
   2022, arXiv:2205.10287).
 - A sum of past steps grows by 1 / (1 - momentum). Where momentum is searched and the range of the
-  learning rate comes from a range test, a point holds the rate at the momentum of the first guess,
-  and a run at another momentum uses what moves the weights as fast.
+  learning rate comes from a range test, a point holds the rate at the momentum of that test, and a
+  run at another momentum uses what moves the weights as fast.
 - Decoupled decay shrinks weights by lr times weight_decay a step, and that product is what matters
   (Loshchilov and Hutter 2019, arXiv:1711.05101). Where the range is the rule's own, a point holds
   the decay at the rule's default learning rate, and a run at k times that rate uses a k-th of it.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ Bounds = Mapping[str, tuple[float, float]]  # by axis
 _JOIN_AT = {1: 1, 2: 10, 3: 25}
 _SHAPE_AT = 25  # the schedule's numbers and the limit of clipping
 _TRIALS_AN_AXIS = 4  # fewer would only thin out what is known of the others
+_IDLE = 0.01  # of the weights: a decay that takes no more from them over a whole run does nothing
 _CLIP_SPAN = 10.0  # a clipping limit is searched this far around the one given
 
 NOT_WIDENED: Bounds = MappingProxyType({})
@@ -49,7 +50,9 @@ class Dimension:
     """One axis: an interval `low..high`, or ordered `values`; a single value is a fixed one.
 
     The sampler sees a `coordinate`, which runs from `start` to `end`: the place among `values`, one
-    minus the value (`complement`, for betas), or the value itself.
+    minus the value (`complement`, for betas), or the value itself. Its distances on a log axis are
+    those of log(coordinate + `idle`): values far below `idle` do the same, which is nothing.
+    A search begins with the `usual` value more often than with the others.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Dimension:
     log: bool = False
     values: tuple[int, ...] = ()
     complement: bool = False
+    idle: float = 0.0
+    usual: float | None = None
 
     @property
     def start(self) -> float:
@@ -98,8 +103,19 @@ class Dimension:
         if self.values:
             return self.values[int(fraction * len(self.values))]
         if self.log:
-            return self.value(self.start * (self.end / self.start) ** fraction)
+            start, end = self.start + self.idle, self.end + self.idle
+            return self.value(start * (end / start) ** fraction - self.idle)
         return self.value(self.start + fraction * (self.end - self.start))
+
+    def fraction(self, value: float) -> float:
+        """Where a value lies on the axis, from 0 to 1: `at` backwards."""
+        at = self.coordinate(value)
+        if self.values:
+            return (at + 0.5) / len(self.values)
+        if self.log:
+            start, end = self.start + self.idle, self.end + self.idle
+            return math.log((at + self.idle) / start) / math.log(end / start)
+        return (at - self.start) / (self.end - self.start)
 
 
 Space = tuple[Dimension, ...]
@@ -153,15 +169,42 @@ def arm_space(
         "weight_decay": decay_box(box, rule),
         **widened,
     }
+    decay = _interval("weight_decay", bounds["weight_decay"])
     return (
         _interval("lr", bounds["lr"]),
-        Dimension("batch_size", box.batch_size[0], box.batch_size[-1], values=box.batch_size),
-        _interval("weight_decay", bounds["weight_decay"]),
+        Dimension(
+            "batch_size",
+            box.batch_size[0],
+            box.batch_size[-1],
+            values=box.batch_size,
+            # Of equally many steps those with the largest batches are rarely worse.
+            usual=default_point(spec, arm)["batch_size"] if spec.budget.max_steps else None,
+        ),
+        replace(decay, idle=idle_decay(spec, arm, curve)) if decay.log else decay,
         *(
             _searched(name, widened.get(name, given), _row(arm, name))
             for name, given in searched(spec, arm).items()
         ),
     )
+
+
+def idle_decay(spec: StudySpec, arm: ArmSection, curve: LrCurve | None) -> float:
+    """The weight decay that shrinks the weights by `_IDLE` over a run at the suggested rate.
+
+    Smaller ones are all alike, however many decades the box spends on them. 0 where nobody knows:
+    without a suggestion, and where an adaptive rule divides the decay by the gradients' size.
+    """
+    rule = get_rule(arm.optimizer)
+    mode = arm.optimizer_args.get("weight_decay_mode", rule.weight_decay_mode)
+    if curve is None or curve.suggested_lr is None or curve.run_steps is None:
+        return 0.0
+    if mode == "decoupled":
+        lr = rule.hypers["lr"].default if decay_is_coupled(spec, arm) else curve.suggested_lr
+    elif mode == "l2" and arm.optimizer == "sgd":
+        lr = curve.suggested_lr / (1 - _default(arm, "momentum"))
+    else:
+        return 0.0
+    return _IDLE / (0.5 * lr * curve.run_steps)  # half of the peak is what schedules use of it
 
 
 def searched(spec: StudySpec, arm: ArmSection) -> dict[str, Literal["auto"] | tuple[float, float]]:
@@ -285,13 +328,15 @@ def decay_is_coupled(spec: StudySpec, arm: ArmSection) -> bool:
 
 
 def momentum_factor(spec: StudySpec, arm: ArmSection, values: Mapping[str, float]) -> float:
-    """What a point's learning rate is multiplied by for the momentum among `values`."""
+    """What a point's learning rate is multiplied by for the momentum among `values`.
+
+    The range test ran at the arm's own momentum, which need not lie in the range that is searched.
+    """
     name = _SUMMED.get(arm.optimizer)
     if name is None or name not in searched(spec, arm) or spec.box(arm).lr != "auto":
         return 1.0
-    axis = _searched(name, searched(spec, arm)[name], _row(arm, name))
     first = _default(arm, name)
-    return (1 - axis.clip(values.get(name, first))) / (1 - axis.clip(first))
+    return (1 - values.get(name, first)) / (1 - first)
 
 
 def used_params(spec: StudySpec, arm: ArmSection, point: Point) -> dict[str, Any]:

@@ -21,9 +21,9 @@ PRESETS: dict[str, dict[str, int]] = {
         "max_epochs": 5,
         "calibrate_seeds": 2,
         "lr_range_steps": 120,
-        "trials_per_arm": 16,
-        "confirm_top": 2,
-        "confirm_seeds": 3,
+        "trials_per_arm": 18,
+        "confirm_top": 4,
+        "confirm_seeds": 1,
         "decide_seeds": 15,
         "decide_looks": 3,
     },
@@ -94,8 +94,8 @@ class BudgetSection(Section):
     lr_range_steps: int = Field(ge=20)
     trials_per_arm: int = Field(ge=1, le=999)
     screen_length: float = Field(default=0.25, gt=0, le=1)
-    promote: float = Field(default=0.25, gt=0, le=1)
-    refine: float = Field(default=0.08, ge=0, le=1)
+    promote: float = Field(default=0.16, gt=0, le=1)
+    refine: float = Field(default=0.2, ge=0, le=1)
     extend_trials: float = Field(default=0.25, ge=0, le=1)
     confirm_top: int = Field(ge=1)
     confirm_seeds: int = Field(ge=1, le=999)

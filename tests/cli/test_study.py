@@ -174,8 +174,12 @@ def test_compare_several_studies(ask: Tuner, tmp_path: Path) -> None:
     assert "other: loss" in shown.out
     assert ask("study", "report", "small", "other", "-o", "both.html").code == 0
     assert "sgd-cosine" in (tmp_path / "both.html").read_text()
+    (tmp_path / "again.toml").write_text(STUDY)
+    again = ask("study", "start", "again.toml", "-S", "study.name=again", "--json")
+    assert again.code == 0, again.err
     for arguments, says in (
         (("small", "small"), "given twice"),
+        (("small", "again"), "would count twice"),
         (("small", "other", "--by", "clip"), "--by is for one study"),
         (("small", "other", "--target", "1"), "--target is for one study"),
         (("small", "other", "--baseline", "lion-constant"), "allowed: adamw-constant"),
@@ -184,7 +188,8 @@ def test_compare_several_studies(ask: Tuner, tmp_path: Path) -> None:
         wrong = ask("study", "compare", *arguments)
         assert (wrong.code, wrong.out) == (2, "")
         assert says in wrong.err
-    assert ask("study", "delete", "other", "--yes").code == 0
+    for name in ("other", "again"):
+        assert ask("study", "delete", name, "--yes").code == 0
 
 
 def test_trials(ask: Tuner) -> None:

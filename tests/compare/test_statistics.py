@@ -117,6 +117,24 @@ def test_nan_is_never_accepted_silently(bad):
             call([1.0, bad, 2.0])
 
 
+def test_the_sign_flip_interval_holds_what_its_test_does_not_reject():
+    v = rng(2).normal(0.5, 1, 9)
+    found = st.sign_flip_interval(v, rng())
+    inside = [m for m in np.linspace(-3, 3, 601) if st.sign_flip_test(v - m, rng()) > 0.05]
+    assert found[:2] == pytest.approx((min(inside), max(inside)), abs=0.01)
+    assert st.sign_flip_interval([1.0] * 20, rng())[:2] == (1, 1)
+    assert st.sign_flip_interval([1.0], rng()) is None
+    few = [1.0, 2.0, 4.0]  # no 95 % interval can be made of eight patterns
+    assert st.sign_flip_interval(few, rng()) == st.t_interval(few)
+
+
+def test_one_seed_that_is_far_off_makes_no_agreement_doubtful():
+    v = [1, 1.1, 0.9, 1, 1, 1, 1.2, 1, 0.8, 20]
+    assert st.sign_flip_test(v, rng()) < 0.01
+    assert st.t_interval(v).low < 0 < st.sign_flip_interval(v, rng()).low
+    assert st.sign_flip_interval(v, rng()).high > np.mean(v)
+
+
 def test_intervals():
     v = rng(1).normal(5, 2, 30)
     reference = stats.ttest_1samp(v, 0).confidence_interval(0.95)

@@ -97,6 +97,19 @@ def test_arms_of_different_length_are_counted_to_the_shorter_horizon():
     assert arms["long"].speedup == pytest.approx(1)
 
 
+def test_an_arm_that_ends_early_hides_no_speedup():
+    # On a clock the runs of a fast arm end before those of a slow one reach the target.
+    arms = {
+        "base": runs(60, 80, 100),
+        "fast": runs(15, 20, 25, end=30.0, evaluations=6),
+        "short": runs(None, None, None, end=20.0),
+    }
+    found, got = times(arms)
+    assert got["fast"].speedup == pytest.approx(4)
+    assert found.horizon == 20  # the means of all arms are counted as far as `short` was followed
+    assert got["short"].speedup == pytest.approx(1)
+
+
 def test_the_target_is_one_that_half_of_the_baselines_runs_reach():
     assert median_target([0.5, 0.3, 0.4], "minimize") == 0.4
     assert median_target([0.5, 0.3, 0.4, 0.2], "minimize") == 0.4

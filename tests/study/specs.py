@@ -161,3 +161,9 @@ def simulate(
         finished += 1
         if done.stage == "lr-range":
             curves[done.number] = CURVE
+
+
+def history_of(trials: dict[int, Trial]) -> History:
+    """What a simulated study has, its range tests included."""
+    curves = {n: CURVE for n, t in trials.items() if t.stage == "lr-range" and t.value is not None}
+    return History(trials, curves)

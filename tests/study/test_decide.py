@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 
-from tests.study.specs import ADAMW, SGD, WHOLE, simulate, study_spec
+from tests.study.specs import ADAMW, SGD, WHOLE, history_of, simulate, study_spec
 from tuner.answer import compare_study
 from tuner.records import Trial
 from tuner.stages import History, expected_sizes, looks, next_trials
@@ -51,7 +51,7 @@ def test_a_single_arm_is_measured_and_not_compared() -> None:
 
 def test_contenders_share_their_seeds() -> None:
     spec = study_spec(**{**WHOLE, "budget": BUDGET}, arms=ARMS)
-    history = History(simulate(spec, value), {})
+    history = history_of(simulate(spec, value))
     lists = [[t.seed for t in history.of("decide", arm.name)] for arm in spec.arms]
     longest = max(lists, key=len)
     assert all(mine == longest[: len(mine)] for mine in lists)
@@ -63,7 +63,7 @@ def test_a_study_cut_anywhere_in_the_decision_goes_on_the_same() -> None:
     first = min(n for n, t in trials.items() if t.stage == "decide")
     for cut in range(first, len(trials) + 1, 3):
         known = {n: t for n, t in trials.items() if n < cut}
-        planned = list(next_trials(spec, History(known, {})))
+        planned = list(next_trials(spec, history_of(known)))
         for trial in planned:
             then = trials[trial.number]
             assert (trial.arm, trial.seed, trial.point) == (then.arm, then.seed, then.point)
@@ -80,6 +80,6 @@ def test_expected_sizes_end_as_what_ran() -> None:
     spec = study_spec(**{**WHOLE, "budget": BUDGET}, arms=ARMS)
     trials = simulate(spec, value)
     ran = Counter(t.stage for t in trials.values())
-    assert Counter(expected_sizes(spec, History(trials, {}))) == ran
+    assert Counter(expected_sizes(spec, history_of(trials))) == ran
     begun = expected_sizes(spec, History({}, {}))
     assert all(begun[stage] >= count for stage, count in ran.items() if stage != "explore")

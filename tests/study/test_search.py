@@ -1,13 +1,14 @@
 """The sampler: pure, inside its box, and it learns from divergence."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.study.specs import ADAMW, CURVE, SGD, study_spec
-from tuner.search import Observation, finite_values, promising, propose
+from tuner.search import Observation, estimates, finite_values, promising, propose
 from tuner.space import (
     Dimension,
     arm_space,
@@ -187,3 +188,28 @@ def test_what_is_promoted_tells_different_things() -> None:
     assert sum(p in twins for p in found[:2]) == 1
     few = promising(SPACE, seen[:2], "minimize", 1)
     assert few == [min(seen[:2], key=lambda o: o.value or 0.0).point]
+
+
+def test_a_search_begins_with_the_usual_value_and_tries_the_others_too() -> None:
+    space = (SPACE[0], replace(SPACE[1], usual=64), SPACE[2])
+    sizes = [propose(space, [], [], "minimize", k, 64, 3)["batch_size"] for k in range(64)]
+    assert 8 <= sum(size != 64 for size in sizes) <= 16
+    assert set(sizes) == {8, 16, 32, 64}
+    spec = study_spec()  # trials of equally many steps, whose largest batch is the usual one
+    assert arm_space(spec, spec.arms[0], CURVE)[1].usual == 32
+    epochs = study_spec(budget={"max_steps": None, "max_epochs": 3})
+    assert arm_space(epochs, epochs.arms[0], CURVE)[1].usual is None
+
+
+def test_runs_stopped_early_do_not_hide_the_best_among_them() -> None:
+    """Near a good point half of the runs are worse than the median, and so stopped: no verdict."""
+    space = (SPACE[0], SPACE[2])
+
+    def at(lr: float, value: float, pruned_at: int | None = None) -> Observation:
+        return Observation({"lr": lr, "weight_decay": 0.01}, value, pruned_at)
+
+    ran = [at(10 ** (-1 - k / 4), 0.01 * (1 + k) ** 2) for k in range(8)]
+    stopped = [at(0.1 * (1 + k / 20), 0.3, 30) for k in range(1, 7)]
+    found = estimates(space, [*ran, *stopped], "minimize")
+    assert found[0].point == ran[0].point
+    assert found == estimates(space, ran, "minimize")

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 import optimizers
 from optimizers import schedules
-from tests.study.specs import SGD, study_spec
+from tests.study.specs import CURVE, SGD, study_spec
 from tuner.space import (
+    Dimension,
     arm_space,
     configuration,
     decay_is_coupled,
@@ -133,14 +134,35 @@ def test_a_point_comes_back_from_what_a_run_used(
 
 
 def test_searched_momentum_moves_the_weights_as_fast() -> None:
-    """SGD's buffer sums up steps: ten times smaller ones at 0.95 than at the first guess, 0.5."""
+    """SGD's buffer sums up steps: the range test ran without momentum, 0.95 needs a 20th of it."""
     arm = {"optimizer": "sgd", "search": {"momentum": [0.5, 0.99]}}
     spec = study_spec(arms=[arm])
     base = default_point(spec, spec.arms[0]) | {"batch_size": 32, "lr": 0.1}
     used = [used_params(spec, spec.arms[0], {**base, "momentum": m})["lr"] for m in (0, 0.5, 0.95)]
-    assert used == pytest.approx([0.1, 0.1, 0.01])
+    assert used == pytest.approx([0.1, 0.05, 0.005])
     point = {**base, "momentum": 0.95}
     back = point_of(spec, spec.arms[0], used_params(spec, spec.arms[0], point))
     assert back == pytest.approx(point)
     given = study_spec(arms=[{**arm, "lr": [1e-3, 1.0]}])  # a range is what the file says it is
     assert used_params(given, given.arms[0], point)["lr"] == pytest.approx(0.2)
+
+
+def test_decays_that_do_nothing_are_one_place_of_their_axis() -> None:
+    """A run of 200 steps at 0.01 on average shrinks weights by 1 % with a decay of 0.01."""
+    curve = CURVE.model_copy(update={"suggested_lr": 0.01, "run_steps": 200})
+    spec = study_spec(arms=[FREE], search={"weight_decay": [1e-6, 1.0]})
+    axis = arm_space(spec, spec.arms[0], curve)[2]
+    assert axis.idle == pytest.approx(0.01)
+    assert axis.fraction(1e-6) == 0
+    assert axis.fraction(1e-3) < 0.03 < 0.45 < axis.fraction(0.1) < axis.fraction(1.0) == 1
+    assert arm_space(spec, spec.arms[0], None)[2].idle == 0  # nobody knows the learning rate
+    l2 = study_spec(arms=[SGD], search={"weight_decay": [1e-6, 1.0]})
+    assert arm_space(l2, l2.arms[0], curve)[2].idle == pytest.approx(0.001)  # momentum 0.9
+    adam = study_spec(arms=[{"optimizer": "adam"}], search={"weight_decay": [1e-6, 1.0]})
+    assert arm_space(adam, adam.arms[0], curve)[2].idle == 0  # the gradient's size divides it
+
+
+@given(fraction=st.floats(0, 0.999), idle=st.sampled_from([0.0, 1e-3, 10.0]))
+def test_a_fraction_is_where_its_value_lies(fraction: float, idle: float) -> None:
+    axis = Dimension("weight_decay", 1e-5, 1.0, log=True, idle=idle)
+    assert axis.fraction(axis.at(fraction)) == pytest.approx(fraction, abs=1e-6)

@@ -53,6 +53,8 @@ def list_studies(context: Context, as_json: bool) -> None:
         print_json(rows)
     else:
         columns = ("name", "state", "trials", "created_at", "answer")
+        for row in rows:  # what comes after the colon is for `study show`
+            row["answer"] = (row["answer"] or "").split(": ")[0]
         print_table(columns, [[row[c] for c in columns] for row in rows])
 
 

@@ -136,7 +136,8 @@ def _print(
 def _best(best: Best | None) -> tuple[str, str, str, str]:
     if best is None:
         return ("-", "", "", "")
+    from tuner.records import assigned
+
     interval = "" if best.low is None else f"{best.low:.5g} .. {best.high:.5g}"
     runs = f"{best.runs} fresh" if best.fresh else str(best.runs)
-    settings = "  ".join(f"{k}={v:.3g}" for k, v in best.params.items() if v is not None)
-    return (f"{best.value:.5g}", interval, runs, settings)
+    return (f"{best.value:.5g}", interval, runs, assigned(best.params))

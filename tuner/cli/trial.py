@@ -42,10 +42,6 @@ def as_record(trial: Trial) -> dict[str, Any]:
     return {key: row[key] for key in (*keys, *times)}
 
 
-def _settings(trial: Trial) -> str:
-    return " ".join(f"{k}={v:.3g}" for k, v in trial.params.items())
-
-
 @click.command("list")
 @click.argument("name")
 @click.option("--stage", help="Only trials of this stage.")
@@ -62,6 +58,8 @@ def list_trials(
       tuner trial list digits --stage explore
       tuner trial list digits --json
     """
+    from tuner.records import assigned
+
     with contextlib.closing(context.open_store()) as store:
         rows = [t for t in store.trials(name) if stage in (None, t.stage) and arm in (None, t.arm)]
     if as_json:
@@ -77,7 +75,7 @@ def list_trials(
                 t.seed,
                 t.state,
                 "" if t.value is None else f"{t.value:.5g}",
-                _settings(t),
+                assigned(t.params),
                 f"{t.wall_seconds:.1f}",
             )
             for t in rows

@@ -19,10 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tuner.compare import statistics as st
-from tuner.compare import wording
 from tuner.compare.scales import loss_limits, lr_lines, robust_limits
 from tuner.compare.verdicts import ArmResult, Comparison
-from tuner.records import Direction, LrCurve
+from tuner.records import Direction, LrCurve, setting
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
@@ -302,7 +301,7 @@ def lr_axes(curves: Mapping[str, LrCurve], ax: Axes | None = None) -> Axes:
         lrs, losses = _xy(longest)
         text = "no suggestion"
         if curve.suggested_lr is not None:
-            text = wording.setting(curve.suggested_lr)
+            text = setting(curve.suggested_lr)
             height = float(np.interp(math.log(curve.suggested_lr), np.log(lrs), losses))
             ax.plot([curve.suggested_lr], [min(height, high)], "o", color=colour, ms=9,
                     mec="white", zorder=5)  # fmt: skip

@@ -189,6 +189,28 @@ def bca_interval(
     return Interval(float(interval.low), float(interval.high), "bca")
 
 
+def sign_flip_interval(
+    values: npt.ArrayLike, rng: np.random.Generator, level: float = 0.95
+) -> Interval | None:
+    """The means that the sign-flip test does not reject; None with fewer than two values.
+
+    Its ends are order statistics of the means of subsets of the values (all of them up to
+    `EXACT_SEEDS`, else a random sample): the true mean is equally likely to lie between any two
+    neighbours. So one seed out of ten that is far off does not make a difference doubtful in whose
+    direction all ten agree, as it does in Student's interval, which is returned where there are
+    too few values for the level. Exact for symmetric values.
+    Source: Hartigan, JASA 64 (1969).
+    """
+    v = _finite(values)
+    if v.size < fewest_seeds(1 - level):
+        return t_interval(v, level)
+    subsets = (sign_patterns(v.size + 1, rng)[:, :-1] < 0).astype(float)
+    subsets = subsets[subsets.any(axis=1)]
+    means = np.sort(subsets @ v / subsets.sum(axis=1))
+    beyond = max(1, int((1 - level) / 2 * (means.size + 1) + 1e-9))
+    return Interval(float(means[beyond - 1]), float(means[-beyond]), "sign-flip")
+
+
 def iqm(scores: npt.ArrayLike) -> float:
     """Interquartile mean: a quarter of the scores is cut off at each end.
 

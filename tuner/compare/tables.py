@@ -48,13 +48,17 @@ def targets_table(targets: Targets, metric: str) -> Table:
     goal = f"time to {metric} {targets.target:.4g} in {targets.cost}"
     title = f"{goal} (speed-up over {targets.baseline})"
     table = _table(title, "arm", "reached", "median", "speed-up")
+    reached = {arm.name: arm.reached for arm in targets.arms}
     for arm in targets.arms:
         _row(
             table,
             arm.name,
             f"{arm.reached} of {len(arm.times)}",
             wording.cost_amount(arm.median, targets.cost),
-            wording.speedup(arm.speedup_low, arm.speedup, arm.speedup_high),
+            # Two arms that are not there are not equally fast.
+            wording.speedup(arm.speedup_low, arm.speedup, arm.speedup_high)
+            if arm.reached and reached[targets.baseline]
+            else "-",
         )
     return table
 

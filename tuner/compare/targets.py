@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +31,14 @@ class Run(NamedTuple):
     curve: Sequence[tuple[float, float]]
 
 
+class Followed(NamedTuple):
+    """When a run reached the target (None = never), and to which cost it was followed."""
+
+    seed: int
+    time: float | None
+    end: float
+
+
 class ArmTimes(Record):
     """When the runs of one arm reach the target.
 
@@ -41,7 +49,8 @@ class ArmTimes(Record):
             high: by the interval's end).
         mean, mean_low, mean_high: cost until the target, counted up to `Targets.horizon`.
         speedup, speedup_low, speedup_high: of this arm over the baseline, geometric mean over
-            common seeds, same counting; 2 = half the cost. None without two common seeds.
+            common seeds, counted up to the horizon of these two; 2 = half the cost. None without
+            two common seeds.
     """
 
     name: str
@@ -144,6 +153,22 @@ def _speedup(
     return math.exp(float(np.mean(logs))), math.exp(interval.low), math.exp(interval.high)
 
 
+def _horizon(arms: Iterable[Sequence[Followed]]) -> float:
+    """The cost to which every run was followed, if it did not reach the target before.
+
+    A run that is there needs no following. So an arm whose runs end early, on a clock because they
+    are fast, limits what is known of the others only if it misses the target.
+    """
+    runs = [run for mine in arms for run in mine]
+    missed = [end for _, time, end in runs if time is None]
+    return min(missed, default=max(end for _, _, end in runs))
+
+
+def _spent(runs: Sequence[Followed], horizon: float) -> dict[int, float]:
+    """By seed, the cost until the target, counted up to a horizon."""
+    return {seed: horizon if time is None else min(time, horizon) for seed, time, _ in runs}
+
+
 def time_to_target(
     runs: Mapping[str, Sequence[Run]],
     target: float,
@@ -160,49 +185,51 @@ def time_to_target(
     """
     runs = {name: mine for name, mine in runs.items() if mine}
     last = {n: [r.curve[-1][0] for r in mine if r.curve] for n, mine in runs.items()}
-    horizons = [min(ends) for ends in last.values() if ends]
-    if not horizons:
+    longest = max((max(ends) for ends in last.values() if ends), default=None)
+    if longest is None:
         raise ValueError("no run has an evaluation, so nothing can reach a target")
     if baseline not in runs:
         raise ValueError(f"baseline {baseline!r} has no judged run; allowed: {', '.join(runs)}")
-    horizon = min(horizons)
-    longest = max(max(ends) for ends in last.values() if ends)
-    counted: dict[str, dict[int, float]] = {}
-    arms = []
+    followed: dict[str, list[Followed]] = {}
     for name, mine in runs.items():
-        times = [first_reach(r.curve, target, direction) for r in mine]
         own_end = max(last[name], default=longest)
-        ends = [float(r.curve[-1][0] if r.curve else own_end) for r in mine]
+        followed[name] = [
+            Followed(
+                r.seed,
+                first_reach(r.curve, target, direction),
+                float(r.curve[-1][0] if r.curve else own_end),
+            )
+            for r in mine
+        ]
+    horizon = _horizon(followed.values())
+    arms = []
+    for name, ours in followed.items():
+        seeds, times, ends = (list(column) for column in zip(*ours, strict=True))
         costs, share, low, high = kaplan_meier(times, ends, level)
-        spent = [min(horizon if t is None else t, horizon) for t in times]
-        counted[name] = dict(zip([r.seed for r in mine], spent, strict=True))
-        mean = st.t_interval(spent, level)
+        spent = _spent(ours, horizon)
+        mean = st.t_interval(list(spent.values()), level)
+        speedup = low_end = high_end = None
+        if name != baseline:
+            both = _horizon([ours, followed[baseline]])
+            speedup, low_end, high_end = _speedup(
+                _spent(ours, both), _spent(followed[baseline], both), level
+            )
         arms.append(
             ArmTimes(
                 name=name,
-                seeds=[r.seed for r in mine],
+                seeds=seeds,
                 times=times,
                 ends=ends,
                 reached=sum(t is not None for t in times),
                 median=_crossing(costs, share),
                 median_low=_crossing(costs, high),
                 median_high=_crossing(costs, low),
-                mean=float(np.mean(spent)),
+                mean=float(np.mean(list(spent.values()))),
                 mean_low=mean and mean.low,
                 mean_high=mean and mean.high,
-                speedup=None,
-                speedup_low=None,
-                speedup_high=None,
+                speedup=speedup,
+                speedup_low=low_end,
+                speedup_high=high_end,
             )
         )
-    final = []
-    for arm in arms:
-        one, low_end, high_end = _speedup(counted[arm.name], counted[baseline], level)
-        final.append(
-            arm.model_copy(
-                update={"speedup": one, "speedup_low": low_end, "speedup_high": high_end}
-            )
-            if arm.name != baseline
-            else arm
-        )
-    return Targets(cost=cost, target=target, baseline=baseline, horizon=horizon, arms=final)
+    return Targets(cost=cost, target=target, baseline=baseline, horizon=horizon, arms=arms)

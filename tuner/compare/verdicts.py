@@ -161,7 +161,7 @@ def _result(
     own = e.scores[k][np.isfinite(e.scores[k])]
     low, high = wording.ends(st.bca_interval(own, rng, 1 - e.alpha), flip)
     common = common_differences(e.scores, k, e.leader)
-    gap = None if k == e.leader else st.t_interval(common, 1 - level)
+    gap = None if k == e.leader else st.sign_flip_interval(common, rng, 1 - level)
     gap_low, gap_high = wording.ends(gap, flip)
     open_question = k != e.leader and verdict in ("contender", "under-explored")
     p_value = e.beats_all if k == e.leader else e.p_worse(k)

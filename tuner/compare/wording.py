@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tuner.compare.statistics import SEEDS_CAP, Interval
+from tuner.records import setting
 
 if TYPE_CHECKING:
     from tuner.compare.verdicts import ArmResult, Comparison
@@ -33,11 +34,6 @@ def ends(interval: Interval | None, flip: bool) -> tuple[float | None, float | N
     if interval is None:
         return None, None
     return (-interval.high, -interval.low) if flip else (interval.low, interval.high)
-
-
-def setting(value: Any) -> str:
-    """A hyperparameter as a person would type it."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def settings(params: Mapping[str, Any]) -> str:
@@ -147,7 +143,8 @@ def _rival(arm: ArmResult) -> str:
         return f"{arm.name} (by {abs(arm.difference):.2g})"
     if arm.difference < 0:
         low, high = -high, -low
-    return f"{arm.name} (by {abs(arm.difference):.2g}, interval {low:.2g} to {high:.2g})"
+    size = number(abs(arm.difference), (high - low) / 2)
+    return f"{arm.name} (by {size}, interval {span(low, high).replace('..', 'to')})"
 
 
 def answer(comparison: Comparison) -> str:

@@ -39,7 +39,7 @@ class OnBound:
 
 def _place(axis: Dimension, point: Point) -> float:
     """Where a point lies on a log axis, from 0 to 1."""
-    return math.log(axis.clip(point[axis.name]) / axis.low) / math.log(axis.high / axis.low)
+    return axis.fraction(axis.clip(point[axis.name]))
 
 
 def _can_move(axis: Dimension, side: Side) -> bool:

@@ -17,7 +17,8 @@ from tuner.spec import StudySpec
 from tuner.stages.bounds import explore_cost, extra_trials
 from tuner.stages.history import OPEN, History
 
-_FEWEST_TRIALS, _FEWEST_SEEDS, _MOST = 3, 2, 999
+_FEWEST_TRIALS, _MOST = 3, 999
+_FEWEST_CONFIRM, _FEWEST_DECIDE = 1, 2  # seeds; the model chooses by all runs, a verdict needs two
 _BUSY = 0.9  # of the slots' time: they wait for each other at the end of a stage
 
 
@@ -101,9 +102,9 @@ def divided(
         decide_share = 1 - budget.explore_share - budget.confirm_share
         changes = {
             "confirm_seeds": _whole(
-                left * budget.confirm_share / (one_of_each * budget.confirm_top), _FEWEST_SEEDS
+                left * budget.confirm_share / (one_of_each * budget.confirm_top), _FEWEST_CONFIRM
             ),
-            "decide_seeds": _whole(left * decide_share / one_of_each, _FEWEST_SEEDS),
+            "decide_seeds": _whole(left * decide_share / one_of_each, _FEWEST_DECIDE),
         }
         trials = float(_affordable(spec, left * budget.explore_share / one_of_each))
         changes["trials_per_arm"] = int(trials)
@@ -122,8 +123,8 @@ def least_cost(spec: StudySpec) -> float:
     budget = spec.budget
     needed = (
         _exploration(spec, _FEWEST_TRIALS) / budget.explore_share,
-        _FEWEST_SEEDS * budget.confirm_top / budget.confirm_share,
-        _FEWEST_SEEDS / (1 - budget.explore_share - budget.confirm_share),
+        _FEWEST_CONFIRM * budget.confirm_top / budget.confirm_share,
+        _FEWEST_DECIDE / (1 - budget.explore_share - budget.confirm_share),
     )
     return len(spec.arms) * max(needed)
 

@@ -31,7 +31,8 @@ def expected(
     # runs from before a budget by the clock was known lack the axes that it afforded
     points = {t.number: {**default, **t.point} for t in runs}
     searched = [points[t.number] for t in runs if t.stage != "defaults"]
-    space = _around(arm_space(spec, spec.arm(arm), None), searched or [*points.values()])
+    box = arm_space(spec, spec.arm(arm), history.curve(arm))
+    space = _around(box, searched or [*points.values()])
     original: dict[tuple[float, ...], Point] = {}
     seen: list[Observation] = []
     for trial in runs:

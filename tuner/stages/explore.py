@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from tuner.records import StopRule, Trial
@@ -60,11 +60,24 @@ def lookback(spec: StudySpec) -> int:
 
 
 def _interleaved(
-    spec: StudySpec, purpose: int, counts: dict[str, int], first: int = 0
+    spec: StudySpec,
+    purpose: int,
+    counts: dict[str, int],
+    known: Callable[[ArmSection], list[Point]],
+    first: int = 0,
 ) -> list[Planned]:
-    """Place i of every arm has the same seed: same initial weights and data order, fairer arms."""
+    """Place i of every arm has the same seed: same initial weights and data order, fairer arms.
+
+    The first places of an arm have its `known` points, which need no sampler.
+    """
+    points = {arm.name: known(arm) for arm in spec.arms}
     return [
-        Planned(arm.name, seed_of(spec, purpose, first + i), first + i)
+        Planned(
+            arm.name,
+            seed_of(spec, purpose, first + i),
+            first + i,
+            points[arm.name][i] if i < len(points[arm.name]) else None,
+        )
         for i in range(max(counts.values(), default=0))
         for arm in spec.arms
         if i < counts[arm.name]
@@ -74,11 +87,18 @@ def _interleaved(
 def _screen(spec: StudySpec, history: History) -> list[Planned]:
     if not spec.budget.screens:
         return []
-    return _interleaved(spec, TRYING, {a.name: spec.trials_of(a.name) for a in spec.arms})
+    counts = {a.name: spec.trials_of(a.name) for a in spec.arms}
+    return _interleaved(spec, TRYING, counts, lambda arm: _start(spec, history, arm, short=True))
 
 
 def _explore(spec: StudySpec, history: History) -> list[Planned]:
-    return _interleaved(spec, EXPLORING, {a.name: full_trials(spec, a.name) for a in spec.arms})
+    def known(arm: ArmSection) -> list[Point]:
+        if spec.budget.screens:
+            return _promoted(spec, history, arm)
+        return _start(spec, history, arm, short=False)
+
+    counts = {a.name: full_trials(spec, a.name) for a in spec.arms}
+    return _interleaved(spec, EXPLORING, counts, known)
 
 
 def _extend(spec: StudySpec, history: History) -> list[Planned]:
@@ -86,7 +106,13 @@ def _extend(spec: StudySpec, history: History) -> list[Planned]:
     if not any(widenings(spec, history, a.name) for a in spec.arms):
         return []
     extra = {a.name: extra_trials(spec, a.name) for a in spec.arms}
-    return _interleaved(spec, EXPLORING, extra, first=_first_part(spec))
+    return _interleaved(
+        spec,
+        EXPLORING,
+        extra,
+        lambda arm: beyond(spec, history, arm.name),
+        first=_first_part(spec),
+    )
 
 
 def _first_part(spec: StudySpec) -> int:
@@ -96,21 +122,6 @@ def _first_part(spec: StudySpec) -> int:
 
 def _is_short(spec: StudySpec, place: Planned) -> bool:
     return place.seed < seed_of(spec, EXPLORING, 0)
-
-
-def _known_point(spec: StudySpec, history: History, place: Planned) -> Point | None:
-    """The point of a place that needs no sampler: what its part of the search begins with."""
-    arm, first = spec.arm(place.arm), 0
-    if _is_short(spec, place):
-        points = _start(spec, history, arm, short=True)
-    elif place.index >= _first_part(spec):
-        first = _first_part(spec)
-        points = beyond(spec, history, arm.name)
-    elif spec.budget.screens:
-        points = _promoted(spec, history, arm)
-    else:
-        points = _start(spec, history, arm, short=False)
-    return points[place.index - first] if place.index - first < len(points) else None
 
 
 def _completed(
@@ -188,9 +199,8 @@ def _first(history: History, arm: str) -> list[Observation]:
 
 
 def _screen_point(spec: StudySpec, history: History, place: Planned) -> Point | None:
-    known = _known_point(spec, history, place)
-    if known is not None:
-        return known
+    if place.point is not None:
+        return place.point
     mine = {index_of(t): t for t in history.of("screen", place.arm)}
     begin = len(_start(spec, history, spec.arm(place.arm), short=True))
     return _proposed(spec, history, place, mine, [], begin, NOT_WIDENED)
@@ -198,9 +208,8 @@ def _screen_point(spec: StudySpec, history: History, place: Planned) -> Point | 
 
 def _explore_point(spec: StudySpec, history: History, place: Planned) -> Point | None:
     """Of the first part of exploration and of the second, whose box may be wider."""
-    given = _known_point(spec, history, place)
-    if given is not None:
-        return given
+    if place.point is not None:
+        return place.point
     mine = {index_of(t): t for t in history.of("explore", place.arm)}
     bounds = widened(spec, history, place.arm)
     known = _first(history, place.arm)
@@ -220,7 +229,7 @@ def _rules(spec: StudySpec, history: History, place: Planned) -> tuple[StopRule,
     """Only for a point that waited for results: others may start at any time, so their rules would
     depend on timing; and they are the most promising ones.
     """
-    if not spec.run.prune or _known_point(spec, history, place) is not None:
+    if not spec.run.prune or place.point is not None:
         return ()
     short = _is_short(spec, place)
     visible = [
