@@ -27,10 +27,10 @@ demo: setup  ## Tune four optimizers on real data and print which is best (a few
 	$(BIN)/tuner study start studies/digits.toml --replace
 
 test: check  ## Check everything and run the tests (about 5 minutes)
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow"
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: check  ## The same with the slow tests
-	$(PYTEST) -n $(WORKERS) --dist loadfile
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: setup  ## Lint, format, types and the house rules
 	$(BIN)/ruff check
