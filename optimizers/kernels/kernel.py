@@ -138,8 +138,8 @@ def kernel_of(
     shapes nor any number of ``values`` matter.
     """
     options = tuple((name, getattr(values, name)) for name in rule.options)
-    text = (rule.name, rule.update, rule.model, rule.still_first, rule.weight_decay_mode)
-    key = (text, options, mode, layout, form, part)
+    text = (rule.name, rule.update, rule.core, rule.model, rule.still_first, rule.weight_decay_mode)
+    key = (text, tuple(rule.hypers), options, mode, layout, form, part)
     if key not in _known:
         try:
             name = rule.name if part == "step" else f"{rule.name}-{part}"

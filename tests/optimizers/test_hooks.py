@@ -105,6 +105,7 @@ def test_partner_takes_what_the_rule_cannot_handle(split_class):
     torch.testing.assert_close(matrix.detach(), start - 0.5 * (matrix.grad + 0.1 * start))
     assert torch.equal(vector, twin)
     assert [group.get("rule") for group in opt.param_groups] == [None, "adamw"]
+    make_class(SGD)([twin], lr=0.5).step()  # the rule that it was made from is as it was
 
 
 def test_a_group_may_name_its_rule(split_class):
