@@ -109,6 +109,7 @@ SEARCHES = {
 
 def main() -> None:
     """Print the table."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # it tells every divergence
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--trials", type=int, default=50)
