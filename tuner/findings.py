@@ -63,6 +63,21 @@ class Rows:
         runs = [t for arm in self.comparison.arms for t in chosen_runs(self.trials, arm)]
         return self.evaluations(runs)
 
+    def chosen(self, name: str | None = None) -> tuple[ArmResult, Trial]:
+        """An arm, by default the leader, and one of the runs that judge its settings.
+
+        Raises:
+            NoCompletedTrialError: there is nothing to judge by yet.
+            UsageError: no arm of that name was judged.
+        """
+        runs = {a.name: (a, chosen_runs(self.trials, a)) for a in self.comparison.arms}
+        judged = {key: (arm, own) for key, (arm, own) in runs.items() if own}
+        if name is not None and name not in judged:
+            allowed = ", ".join(judged)
+            raise UsageError(f"{self.name}: no arm {name!r} was judged; allowed: {allowed}")
+        arm, own = judged[name] if name is not None else next(iter(judged.values()))
+        return arm, max(own, key=lambda trial: trial.steps)
+
     @property
     def baseline(self) -> str:
         """The study file's first arm that was judged."""

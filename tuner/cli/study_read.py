@@ -136,19 +136,13 @@ def code(context: Context, name: str, arm: str | None, as_json: bool) -> None:
       tuner study code digits --arm lion-warmup_cosine
       tuner study code digits --json
     """
-    from tuner.compare.rows import chosen_runs
     from tuner.compare.wording import mean_with_interval
     from tuner.findings import Rows
     from tuner.snippet import python_of
 
     with closing(context.open_store()) as store:
         rows = Rows(name, store)
-        found = rows.comparison
-    arms = {a.name: a for a in found.arms if chosen_runs(rows.trials, a)}
-    chosen = next(iter(arms.values())) if arm is None else arms.get(arm)
-    if chosen is None:
-        raise UsageError(f"{name}: no arm {arm!r} was judged; allowed: {', '.join(arms)}")
-    run = max(chosen_runs(rows.trials, chosen), key=lambda trial: trial.steps)
+    found, (chosen, run) = rows.comparison, rows.chosen(arm)
     score = mean_with_interval(chosen, round(100 * (1 - found.alpha)))
     title = f"study {name}: {chosen.name}, {chosen.verdict}; {found.metric} {score}"
     if as_json:
