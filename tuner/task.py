@@ -41,7 +41,10 @@ class Task:
         model: returns a fresh model; random numbers are seeded before every call.
         train, val: map-style data sets, with `__len__` and `__getitem__`.
         loss: mean loss of a batch, a scalar tensor; called in train and in eval mode.
-        metrics: named means over a batch, called in eval mode without gradients.
+        metrics: named means over a batch, called in eval mode without gradients; they are averaged
+            over the validation data.
+        evaluate: named numbers over all validation batches at once, for what is no mean over
+            batches (AUC, F1); called as `metrics` is, in one more pass over the data.
         collate: list of examples -> batch; PyTorch's `default_collate` if not given.
         param_groups: parameter groups of the model; if not given, biases and normalisation
             weights do not decay.
@@ -58,6 +61,7 @@ class Task:
     val: Dataset[Any]
     loss: Callable[[nn.Module, Any], Tensor]
     metrics: Callable[[nn.Module, Any], Mapping[str, Any]] | None = None
+    evaluate: Callable[[nn.Module, Iterator[Any]], Mapping[str, Any]] | None = None
     collate: Callable[[list[Any]], Any] | None = None
     param_groups: Callable[[nn.Module], list[dict[str, Any]]] | None = None
     batch_size_of: Callable[[Any], float] | None = None

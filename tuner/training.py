@@ -297,7 +297,7 @@ def _resumed(job: Job, trace: Trace) -> Workload:
 
 
 def _check(job: Job, trace: Trace, report: Report) -> None:
-    """Try a few steps and one validation batch, and say what a run will cost."""
+    """Try a few steps and a validation batch, and say what a run will cost."""
     started = time.perf_counter()
     task_of(job)
     build_seconds = time.perf_counter() - started
@@ -309,8 +309,9 @@ def _check(job: Job, trace: Trace, report: Report) -> None:
         loss = work.step(indices)
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
-    metrics = work.evaluate(max_batches=1)
     val_batches = -(-work.val_size // work.val_batch)
+    tried = val_batches if work.task.evaluate else 1  # what is no mean over batches may need all
+    metrics = work.evaluate(max_batches=tried)
     trace.info |= {
         "metrics": sorted(metrics),
         "data": {
@@ -324,7 +325,7 @@ def _check(job: Job, trace: Trace, report: Report) -> None:
         "validates_on_train": work.task.val is work.task.train,
         "build_seconds": build_seconds,
         "seconds_per_step": min(seconds),
-        "seconds_per_eval": (time.perf_counter() - started) * val_batches,
+        "seconds_per_eval": (time.perf_counter() - started) * val_batches / tried,
     }
     require_metric(job.metric, metrics)
 

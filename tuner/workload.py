@@ -210,23 +210,33 @@ class Workload:
 
     @torch.no_grad()
     def evaluate(self, max_batches: int | None = None) -> dict[str, float]:
-        """Validation means of the loss and the task's metrics, in eval mode.
+        """The loss and the task's metrics on the validation data (its first batches), in eval mode.
 
         Random numbers drawn here do not move the training run.
         """
-        chunks = torch.split(torch.arange(self.val_size), self.val_batch)[:max_batches]
         sums: dict[str, Any] = {}
         weights = 0.0
+        whole: dict[str, Any] = {}
         with preserved_rng(), self._evaluating():
-            for chunk in chunks:
-                with user_code("loading a validation batch raised"):
-                    batch = self.fetch_val(chunk)
-                    weight = self._weight(batch, chunk)
+            for batch, weight in self._val_batches(max_batches):
                 with user_code("validation raised"):
-                    for name, value in self._measure(self._move(batch)).items():
+                    for name, value in self._measure(batch).items():
                         sums[name] = sums.get(name, 0.0) + value * weight
                 weights += weight
-        return {name: float(value) / weights for name, value in sums.items()}
+            if self.task.evaluate is not None:
+                with user_code("evaluate raised"):
+                    batches = (batch for batch, _ in self._val_batches(max_batches))
+                    whole = _numbers("evaluate", self.task.evaluate(self.model, batches))
+        means = {name: value / weights for name, value in sums.items()}
+        return {name: float(value) for name, value in (means | whole).items()}
+
+    def _val_batches(self, at_most: int | None) -> Iterator[tuple[Any, float]]:
+        """Each validation batch on the device, and its weight."""
+        for chunk in torch.split(torch.arange(self.val_size), self.val_batch)[:at_most]:
+            with user_code("loading a validation batch raised"):
+                batch = self.fetch_val(chunk)
+                weight = self._weight(batch, chunk)
+            yield self._move(batch), weight
 
     @torch.no_grad()
     def measure(self, indices: Tensor, *, val: bool = False) -> float:
@@ -243,13 +253,8 @@ class Workload:
         return total / weights
 
     def _measure(self, batch: Any) -> dict[str, Any]:
-        metrics: Mapping[str, Any] = {}
-        if self.task.metrics is not None:
-            metrics = self.task.metrics(self.model, batch)
-            if not isinstance(metrics, Mapping):
-                raise TypeError(f"metrics must return a dict, not {type(metrics).__name__}")
-        values = {"loss": self._loss(batch), **metrics}
-        return {name: _scalar(name, value) for name, value in values.items()}
+        metrics = {} if self.task.metrics is None else self.task.metrics(self.model, batch)
+        return {"loss": self._loss(batch).double(), **_numbers("metrics", metrics)}
 
     def _loss(self, batch: Any) -> Tensor:
         loss = self.task.loss(self.model, batch)
@@ -285,6 +290,13 @@ class Workload:
 
 def _call(owner: object, method: str) -> None:
     getattr(owner, method, lambda: None)()
+
+
+def _numbers(function: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the task's `function` returned, each value as `_scalar` has it."""
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"{function} must return a dict, not {type(metrics).__name__}")
+    return {name: _scalar(name, value) for name, value in metrics.items()}
 
 
 def _scalar(name: str, value: Any) -> Any:

@@ -73,6 +73,10 @@ def loss_is_a_vector() -> Task:
     return at_step(1, lambda loss: loss.expand(3))
 
 
+def evaluate_returns_a_number() -> Task:
+    return tiny.build(evaluate=lambda model, batches: 0.5)
+
+
 def metrics_raise() -> Task:
     return tiny.build(metrics=lambda model, batch: {"acc": 1 / 0})
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -41,6 +42,18 @@ def build(**changes: object) -> Task:
         "metrics": accuracy,
     }
     return Task(**{**fields, **changes})
+
+
+def ranked() -> Task:
+    """Judged by the area under the ROC curve, which is no mean over batches."""
+
+    def evaluate(model: nn.Module, batches: Iterator[Batch]) -> dict[str, float]:
+        pairs = [(model(inputs).diff(dim=1).ravel(), labels) for inputs, labels in batches]
+        scores, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
+        above = scores[labels == 1, None] - scores[labels == 0]
+        return {"auc": float(above.sign().double().mean() / 2 + 0.5)}
+
+    return build(evaluate=evaluate)
 
 
 def noisy() -> Task:

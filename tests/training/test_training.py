@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from sklearn.metrics import roc_auc_score
 
 from tests.jobs import configuration, go_on, job, numbers, train
 from tuner import training, workload
@@ -240,6 +241,36 @@ class TestEnds:
         assert outcome.evaluations[-1].step == (20 if state == "pruned" else 40)
         assert outcome.value == outcome.evaluations[-1].metrics["loss"]
         assert outcome.failure is None
+
+
+class TestEvaluate:
+    """Numbers over the whole of the validation data, whatever the batches are."""
+
+    def test_they_do_not_depend_on_the_batches(self) -> None:
+        work = Workload.create(job("tiny:ranked"))
+        scores = work.model(work.task.val.tensors[0]).diff(dim=1).ravel().detach().numpy()
+        labels = work.task.val.tensors[1].numpy()
+        expected = roc_auc_score(labels, scores)
+        for size in (5, 57):
+            work.val_batch = size
+            assert work.evaluate()["auc"] == pytest.approx(expected, abs=1e-12)
+
+    def test_a_run_is_judged_by_them(self) -> None:
+        outcome = train("tiny:ranked", max_steps=200, metric="auc", direction="maximize")
+        assert outcome.state == "completed", outcome.failure
+        assert outcome.value == outcome.evaluations[-1].metrics["auc"] > 0.9
+        assert set(outcome.evaluations[-1].metrics) == {"loss", "acc", "auc"}
+
+    def test_a_check_knows_them(self) -> None:
+        outcome = train("tiny:ranked", metric="auc", kind="check")
+        assert outcome.state == "completed", outcome.failure
+        assert outcome.info["metrics"] == ["acc", "auc", "loss"]
+
+    def test_no_dict_is_an_error_that_names_it(self) -> None:
+        outcome = train("faulty:evaluate_returns_a_number")
+        assert failure(outcome) == (
+            "evaluate raised TypeError: evaluate must return a dict, not float"
+        )
 
 
 def failure(outcome: Outcome) -> str:
