@@ -59,6 +59,7 @@ LAYERS = {
             *("tuner.jobs", "tuner.lease", "tuner.snippet", "tuner.standing"),
         ),
         ("tuner.seeding", "tuner.data", "tuner.checkpoint", "tuner.lr_curve", "tuner.snapshot"),
+        ("tuner.lr_arguments",),
         ("tuner.lr_axis", "tuner.lr_batches", "tuner.lr_fit", "tuner.lr_ramp", "tuner.lr_response"),
         ("tuner.layers", "tuner.workload"),
         ("tuner.lr_rigs",),

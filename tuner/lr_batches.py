@@ -73,6 +73,14 @@ class Batches:
             if self._position > number:
                 return batch
 
+    @property
+    def judges(self) -> int | None:
+        """Batches of an epoch, without a short rest at its end: it would count as a whole one."""
+        if self.epoch is None or self.epoch == 1:
+            return self.epoch
+        short = 2 * size_of(self[self.epoch - 1]) < size_of(self[0])
+        return self.epoch - short
+
     def restart(self) -> None:
         """The next batch that is not in memory is read from the loader's beginning."""
         self._live = None

@@ -12,7 +12,6 @@ import html
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from optimizers.schedules import Schedule, create
 from tuner.errors import UsageError
+from tuner.lr_arguments import check, loss_of
 from tuner.lr_axis import axis_of
 from tuner.lr_batches import Batches, Split
 from tuner.lr_ramp import HIGH, LOW, STEPS, Points, climb, quick
@@ -29,7 +29,6 @@ from tuner.lr_rigs import (
     Rig,
     WorkloadRig,
     refresh_of,
-    require_loader,
     schedule_of,
 )
 from tuner.lr_search import Plan, Progress, Search
@@ -121,12 +120,10 @@ def find_lr(
     Raises:
         UsageError: an argument that cannot be used.
     """
-    require_loader(train_loader)
-    if accumulation_steps < 1:
-        raise UsageError(f"accumulation_steps = {accumulation_steps}: expected at least 1")
-    for name, number in (("total_steps", total_steps), ("steps", steps)):
-        if number is not None and number < 1:
-            raise UsageError(f"{name} = {number}: expected at least 1")
+    loaders = {"train_loader": train_loader}
+    loaders |= {} if val_loader is None else {"val_loader": val_loader}
+    counts = {"accumulation_steps": accumulation_steps, "total_steps": total_steps, "steps": steps}
+    check(model, optimizer, loaders, counts)
     if isinstance(schedule, str):
         try:
             schedule = create(schedule)
@@ -154,7 +151,7 @@ def find_lr(
             split=Split(0)
             if val_loader is not None
             else Split.create(train.epoch, MOST_LOOKS, needed),
-            loss=_with_model(loss),
+            loss=loss_of(loss),
             accumulation=accumulation_steps,
             scaler=scaler,
             amp_dtype=amp_dtype,
@@ -226,23 +223,6 @@ def _assumed(loader: Iterable[Any], accumulation: int) -> int:
 
 def _bounded(steps: int) -> int:
     return min(max(steps, FEWEST), MOST)
-
-
-def _with_model(loss: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tensor]:
-    """`loss(model, batch)` of a criterion for pairs of inputs and targets."""
-    of_torch = getattr(loss, "__module__", "").startswith("torch.nn")
-    if isinstance(loss, nn.Module) or of_torch:
-        return partial(_criterion, loss)
-    return loss
-
-
-def _criterion(criterion: Callable[..., Tensor], model: nn.Module, batch: Any) -> Tensor:
-    try:
-        inputs, targets = batch
-    except (TypeError, ValueError):
-        message = "a criterion as loss needs batches of (inputs, targets): pass loss(model, batch)"
-        raise UsageError(message) from None
-    return criterion(model(inputs), targets)
 
 
 @contextlib.contextmanager

@@ -20,15 +20,13 @@ from torch import Tensor, nn
 from optimizers.schedules import Schedule, constant, create, plateau
 from optimizers.wrappers import frozen_statistics
 from tuner.data import to_device
-from tuner.errors import UsageError
+from tuner.lr_arguments import Loss
 from tuner.lr_axis import Axis
 from tuner.lr_batches import Batches, Split
 from tuner.lr_response import Gradients, response
 from tuner.seeding import restore_rng, rng_state
 from tuner.snapshot import Restore, nested, snapshot
 from tuner.workload import Workload
-
-Loss = Callable[[nn.Module, Any], Tensor]
 
 # Held-out batches that a test asks for at most.
 MOST_LOOKS = 32
@@ -173,7 +171,7 @@ class LoaderRig(_Rig):
     ) -> None:
         super().__init__(model, optimizer, axis, restore)
         self.train, self.kept, self.split, self.loss = train, held_out, split, loss
-        self.most_looks = split.held if held_out is train else held_out.epoch or MOST_LOOKS
+        self.most_looks = split.held if held_out is train else held_out.judges or MOST_LOOKS
         self.accumulation, self.max_grad_norm = accumulation, max_grad_norm
         self.amp_dtype, self._users_scaler = amp_dtype, scaler
         self.scaler: Any = None
@@ -251,7 +249,7 @@ def take_step(
     optimizer: torch.optim.Optimizer, gradients: Callable[[], Tensor], scaler: Any = None
 ) -> Tensor:
     """One step in the way that the optimizer wants it; returns the loss before it."""
-    if getattr(optimizer, "passes", 1) > 1 or isinstance(optimizer, torch.optim.LBFGS):
+    if getattr(optimizer, "passes", 1) > 1:
         loss: Tensor = optimizer.step(gradients)  # type: ignore[arg-type, assignment]
         return loss
     loss = gradients()
@@ -302,9 +300,3 @@ def refresh_of(optimizer: torch.optim.Optimizer) -> int:
 def call(owner: object, method: str) -> None:
     """Call a method that only some optimizers have."""
     getattr(owner, method, lambda: None)()
-
-
-def require_loader(loader: object) -> None:
-    """Raises UsageError for a loader that can be read only once."""
-    if isinstance(loader, Iterator):
-        raise UsageError("train_loader can be read only once: pass a DataLoader or a list")

@@ -150,7 +150,7 @@ def _feeders(others: tuple[Any, ...]) -> list[Any]:
         parts = ("sampler", "batch_sampler", "dataset", "datasets")
         for name in parts:
             part = getattr(owner, name, None)
-            waiting += part if isinstance(part, (list, tuple)) else [part] if part else []
+            waiting += part if isinstance(part, (list, tuple)) else [] if part is None else [part]
     return list(found.values())
 
 
