@@ -92,6 +92,12 @@ MISTAKES: Mapping[str, Mistake] = MappingProxyType(
             "with the root",
             "search the learning rate, or change it with the batch size",
         ),
+        "OPT008": Mistake(
+            "the model sets the seed itself",
+            "every seed begins with the same weights, so seeds differ less than real runs do and "
+            "the intervals are too narrow",
+            "take torch.manual_seed out of the task: the tuner seeds before every call",
+        ),
     }
 )
 

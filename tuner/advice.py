@@ -2,7 +2,8 @@
 
 Codes, reasons and remedies are those of `optimizers.mistakes`; a study file silences some of them
 with `run.silence = ["OPT005"]`. What the study file does not show comes from the check job: what
-the model looks like, how many examples there are, and whether it validates on training data.
+the model looks like and how many examples there are, whether it validates on training data, and
+whether it sets its own seed.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Advice:
 def warnings_for(spec: StudySpec, found: Mapping[str, Any] = NOTHING) -> list[Advice]:
     """The known mistakes in a study that it does not silence; pure.
 
-    `found` is what the check job found out: "traits" of the model (`optimizers.mistakes.traits`),
-    "n_train", and "validates_on_train".
+    `found` is what the check job found out (`tuner.check`): "traits" of the model, "n_train",
+    "validates_on_train" and "reseeds".
     """
     everything = [
         *(advice for arm in spec.arms for advice in _of_arm(spec, arm, found)),
@@ -93,5 +94,7 @@ def _of_protocol(spec: StudySpec, found: Mapping[str, Any]) -> Iterator[Advice]:
         yield Advice("OPT005", "budget")
     if TRAINING_METRIC.match(spec.study.metric):
         yield Advice("OPT006", f"study.metric = {spec.study.metric!r}")
+    if found.get("reseeds"):
+        yield Advice("OPT008", f"task {spec.study.task!r}")
     if found.get("validates_on_train"):
         yield Advice("OPT006", f"task {spec.study.task!r} validates on its training data")

@@ -12,7 +12,9 @@ from tuner.spec_values import BatchSizes, LearningRates, WeightDecays
 Preset = Literal["quick", "standard", "thorough"]
 Join = Literal["auto", "none", "all"]
 # Those of `optimizers.mistakes`.
-WarningCode = Literal["OPT001", "OPT002", "OPT003", "OPT004", "OPT005", "OPT006", "OPT007"]
+WarningCode = Literal[
+    "OPT001", "OPT002", "OPT003", "OPT004", "OPT005", "OPT006", "OPT007", "OPT008"
+]
 
 # What each preset gives to the keys of [budget] that the file leaves out. With ten seeds four arms
 # are told apart at two seed deviations in 94 % of studies, with eight in 79 %, with five never.

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from optimizers.mistakes import traits
-from tuner import checkpoint, data
+from tuner import checkpoint
+from tuner.check import check
 from tuner.errors import TaskError, UsageError
 from tuner.layers import watch
 from tuner.lr_finder import lr_range
@@ -33,7 +33,6 @@ from tuner.workload import (
     device_name,
     environment,
     require_metric,
-    task_of,
 )
 
 Report = Callable[[int, int, Evaluation | None], bool]
@@ -131,7 +130,10 @@ def _peak(device: torch.device) -> int:
 
 def _train(job: Job, trace: Trace, report: Report) -> None:
     work = _resumed(job, trace)
-    _describe(work, job, trace)
+    trace.info |= work.description
+    if work.batch_size < job.configuration.batch_size:
+        asked = job.configuration.batch_size
+        trace.note(f"batch size {asked} is larger than the data set: {work.batch_size} used")
     trace.info["layers"] = trace.layers
     watch(work.model, work.optimizer, work.steps, trace.step, trace.layers)
     evaluate_at = evaluation_steps(work.steps, job.evaluations)
@@ -155,18 +157,6 @@ def _train(job: Job, trace: Trace, report: Report) -> None:
             with clock.paused():
                 _save(work, job, trace)
             saved = time.monotonic()
-
-
-def _describe(work: Workload, job: Job, trace: Trace) -> None:
-    trace.info |= {
-        "parameters": work.parameters,
-        "batch_size": work.batch_size,
-        "micro_batch": work.micro_batch,
-        "total_steps": work.steps,
-    }
-    if work.batch_size < job.configuration.batch_size:
-        asked = job.configuration.batch_size
-        trace.note(f"batch size {asked} is larger than the data set: {work.batch_size} used")
 
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
@@ -297,37 +287,7 @@ def _resumed(job: Job, trace: Trace) -> Workload:
 
 
 def _check(job: Job, trace: Trace, report: Report) -> None:
-    """Try a few steps and a validation batch, and say what a run will cost."""
-    started = time.perf_counter()
-    task_of(job)
-    build_seconds = time.perf_counter() - started
-    work = Workload.create(job)
-    _describe(work, job, trace)
-    seconds = []
-    for _, indices in zip(range(3), work.batches(), strict=False):
-        started = time.perf_counter()
-        loss = work.step(indices)
-        seconds.append(time.perf_counter() - started)
-    started = time.perf_counter()
-    val_batches = -(-work.val_size // work.val_batch)
-    tried = val_batches if work.task.evaluate else 1  # what is no mean over batches may need all
-    metrics = work.evaluate(max_batches=tried)
-    trace.info |= {
-        "metrics": sorted(metrics),
-        "data": {
-            name: data.fingerprint(part)
-            for name, part in (("train", work.task.train), ("val", work.task.val))
-        },
-        "n_train": work.train_size,
-        "n_val": work.val_size,
-        "train_loss": loss,
-        "traits": sorted(traits(work.model)),
-        "validates_on_train": work.task.val is work.task.train,
-        "build_seconds": build_seconds,
-        "seconds_per_step": min(seconds),
-        "seconds_per_eval": (time.perf_counter() - started) * val_batches / tried,
-    }
-    require_metric(job.metric, metrics)
+    trace.info |= check(job)
 
 
 def _lr_range(job: Job, trace: Trace, report: Report) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +162,16 @@ class Workload:
         """Number of trainable scalars."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
+    @property
+    def description(self) -> dict[str, int]:
+        """Sizes of the run, for its outcome."""
+        return {
+            "parameters": self.parameters,
+            "batch_size": self.batch_size,
+            "micro_batch": self.micro_batch,
+            "total_steps": self.steps,
+        }
+
     def batches(self, start: int = 0) -> Iterator[Tensor]:
         """Indices of the training examples of step `start`, `start + 1`, ..."""
         return data.stream(self.train_size, self.batch_size, self.seed, start)
@@ -308,7 +318,7 @@ def _scalar(name: str, value: Any) -> Any:
     return float(value)
 
 
-def require_metric(name: str, metrics: Mapping[str, float]) -> None:
+def require_metric(name: str, metrics: Collection[str]) -> None:
     """Raises UsageError when the task has no such metric."""
     if name not in metrics:
         raise UsageError(f"metric {name!r}: the task has {', '.join(sorted(metrics))}")

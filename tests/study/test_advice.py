@@ -78,6 +78,7 @@ MISTAKEN: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"budget": {"decide_seeds": 1}}, {}, "OPT005", "10 seeds"),
     ({"budget": {"decide_seeds": 0, "confirm_seeds": 1}}, {}, "OPT005", "budget"),
     ({"study": {"metric": "train_loss"}}, {}, "OPT006", "'train_loss'"),
+    ({}, {"reseeds": True}, "OPT008", "'tiny:build': the model sets the seed"),
     ({}, {"validates_on_train": True}, "OPT006", "'tiny:build' validates on its training data"),
     ({"arms": [SGD], "search": {"lr": 0.01}}, {}, "OPT007", "batch sizes 8 to 32, lr = 0.01"),
     (

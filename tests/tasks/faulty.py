@@ -73,6 +73,30 @@ def loss_is_a_vector() -> Task:
     return at_step(1, lambda loss: loss.expand(3))
 
 
+def one_model_for_all() -> Task:
+    network = tiny.network()
+    return tiny.build(model=lambda: network)
+
+
+def one_layer_for_all() -> Task:
+    layer = nn.Linear(8, 8)
+    return tiny.build(model=lambda: nn.Sequential(layer, nn.Linear(8, 2)))
+
+
+def one_frozen_layer_for_all() -> Task:
+    """Nothing wrong: what is not trained may be shared."""
+    layer = nn.Linear(8, 8).requires_grad_(False)
+    return tiny.build(model=lambda: nn.Sequential(layer, nn.Linear(8, 2)))
+
+
+def sets_the_seed() -> Task:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return tiny.network()
+
+    return tiny.build(model=model)
+
+
 def evaluate_returns_a_number() -> Task:
     return tiny.build(evaluate=lambda model, batches: 0.5)
 

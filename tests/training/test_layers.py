@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from optimizers.monitor import LayerStats, Report
-from tests.jobs import STUDIES, configuration, go_on, job, numbers, train
+from tests.jobs import configuration, go_on, job, numbers, train
 from tuner import training
 from tuner.cli.trial import layers_line
 from tuner.layers import LOOKS, MOST_LAYERS, summary
@@ -66,11 +66,3 @@ def test_people_read_which_layers_are_not_well() -> None:
     looks[-1]["layers"]["2"]["verdict"] = "vanishing"
     assert layers_line(looks) == "2 vanishing at step 31"
     assert layers_line([]) == ""
-
-
-def test_the_check_tells_what_the_warnings_need() -> None:
-    info = train(kind="check").info
-    assert (info["traits"], info["validates_on_train"]) == ([], False)
-    assert train("tiny:regression", kind="check").info["validates_on_train"]
-    own = {"search_path": (str(STUDIES),), "kind": "check"}
-    assert train("studies.charlm:build", **own).info["traits"] == ["attention"]

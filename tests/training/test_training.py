@@ -1,6 +1,5 @@
 """The training loop: repeatable, its ends told apart, its numbers right."""
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -261,11 +260,6 @@ class TestEvaluate:
         assert outcome.value == outcome.evaluations[-1].metrics["auc"] > 0.9
         assert set(outcome.evaluations[-1].metrics) == {"loss", "acc", "auc"}
 
-    def test_a_check_knows_them(self) -> None:
-        outcome = train("tiny:ranked", metric="auc", kind="check")
-        assert outcome.state == "completed", outcome.failure
-        assert outcome.info["metrics"] == ["acc", "auc", "loss"]
-
     def test_no_dict_is_an_error_that_names_it(self) -> None:
         outcome = train("faulty:evaluate_returns_a_number")
         assert failure(outcome) == (
@@ -276,28 +270,6 @@ class TestEvaluate:
 def failure(outcome: Outcome) -> str:
     assert outcome.failure is not None
     return outcome.failure.message
-
-
-def test_a_check_says_what_a_run_will_cost() -> None:
-    outcome = train(kind="check")
-    assert outcome.state == "completed", outcome.failure
-    info = outcome.info
-    assert info["metrics"] == ["acc", "loss"]
-    assert (info["n_train"], info["n_val"], info["parameters"]) == (203, 57, 178)
-    assert 0 < info["seconds_per_step"] < 5
-    assert 0 < info["seconds_per_eval"] < 5
-    assert math.isfinite(info["train_loss"])
-    assert outcome.evaluations == []
-
-
-@pytest.mark.parametrize(
-    ("task", "kind"),
-    [("faulty:loss_is_a_vector", "user_error"), ("faulty:out_of_memory", "out_of_memory")],
-)
-def test_a_check_finds_what_would_fail(task: str, kind: str) -> None:
-    outcome = train(task, kind="check")
-    assert outcome.failure is not None
-    assert outcome.failure.kind == kind
 
 
 def test_a_range_test_is_a_job() -> None:
