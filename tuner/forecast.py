@@ -9,7 +9,7 @@ from typing import Any
 from tuner.errors import UsageError
 from tuner.records import Stage
 from tuner.spec import StudySpec
-from tuner.stages import Cost, divided, least_cost, stage_sizes
+from tuner.stages import Cost, divided, least_cost, slot_seconds, stage_sizes
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def forecast(spec: StudySpec, info: Mapping[str, Any], slots: int) -> Forecast:
     if not trial_steps or not rate:
         return Forecast(spec, stage_sizes(spec), trial_steps, None, None, _steps_ratio(spec))
     evaluating = spec.budget.evaluations * info.get("seconds_per_eval", 0.0)
-    cost = Cost(float(trial_steps), trial_steps * rate + evaluating)
+    cost = Cost(float(trial_steps), slot_seconds(trial_steps * rate + evaluating, slots))
     sizes = stage_sizes(spec)
     runs = sizes["calibrate"] + sizes["defaults"]
     ranging = sizes["lr-range"] * spec.budget.lr_range_steps

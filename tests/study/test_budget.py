@@ -12,6 +12,7 @@ from tuner.forecast import forecast
 from tuner.space import default_point
 from tuner.spec import StudySpec, parse_spec
 from tuner.stages import History, calibration, full_costs, next_trials, resolved
+from tuner.stages.budget import BETWEEN
 from tuner.stages.expected import expected
 
 INFO = {"n_train": 1000, "seconds_per_step": 1.0, "seconds_per_eval": 0.0}
@@ -44,6 +45,16 @@ def test_hours_are_those_of_the_slots() -> None:
     trials = simulate(limited(hours=hours, decide_looks=1), value).values()
     spent = sum(t.wall_seconds for t in trials) / 2 / 3600  # two slots
     assert 0.6 * hours < spent <= hours
+
+
+def test_hours_also_pass_between_trials_that_take_no_time() -> None:
+    """One process proposes and stores them all: a trial of a millisecond is none of it."""
+    info = {**INFO, "seconds_per_step": 1e-6}
+    for slots in (1, 4):
+        plan = forecast(limited(hours=0.1), info, slots=slots)
+        trials = sum(plan.sizes.values())
+        assert 0.1 * 3600 / 3 < trials * BETWEEN < 0.1 * 3600 * 2
+        assert plan.seconds <= 0.1 * 3600
 
 
 def test_what_hours_came_to_is_the_same_after_a_stop() -> None:

@@ -23,7 +23,7 @@ from tuner.stages.bounds import (
     unresolved_bounds,
     widenings,
 )
-from tuner.stages.budget import Cost, divided, full_costs, least_cost, resolved
+from tuner.stages.budget import Cost, divided, full_costs, least_cost, resolved, slot_seconds
 from tuner.stages.expected import expected, leading_point
 from tuner.stages.explore import evaluations_of, lookback, stop_rules
 from tuner.stages.history import OPEN, History, Planned, better_first
@@ -68,6 +68,7 @@ __all__ = [
     "next_trials",
     "ranged_arms",
     "resolved",
+    "slot_seconds",
     "stage_sizes",
     "stop_rules",
     "unresolved_bounds",

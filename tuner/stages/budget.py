@@ -19,6 +19,7 @@ from tuner.stages.history import OPEN, History
 
 _FEWEST_TRIALS, _MOST = 3, 999
 _FEWEST_CONFIRM, _FEWEST_DECIDE = 1, 2  # seeds; the model chooses by all runs, a verdict needs two
+BETWEEN = 0.3  # seconds for proposing, storing and handing out a trial, one at a time for all slots
 _BUSY = 0.9  # of the slots' time: they wait for each other at the end of a stage
 
 
@@ -33,14 +34,14 @@ class Cost:
 def full_costs(spec: StudySpec, history: History) -> dict[str, Cost]:
     """What a full trial of each arm costs, by its own runs, else by those of the others.
 
-    Empty while nothing has run.
+    Empty while nothing has run. Seconds are those of one slot.
     """
     trained = [t for t in history.trials.values() if _tells(t)]
     own = {a.name: [t for t in trained if t.arm == a.name] for a in spec.arms}
     own = {name: _at_defaults(trials) for name, trials in own.items() if trials}
     if not own:
         return {}
-    costs = {name: _cost(trials) for name, trials in own.items()}
+    costs = {name: _cost(trials, spec.run.slots or 1) for name, trials in own.items()}
     typical = Cost(
         statistics.fmean(c.steps for c in costs.values()),
         statistics.fmean(c.seconds for c in costs.values()),
@@ -58,11 +59,16 @@ def _at_defaults(trials: list[Trial]) -> list[Trial]:
     return [t for t in trials if t.attempts == 1] or trials
 
 
-def _cost(trials: list[Trial]) -> Cost:
+def slot_seconds(seconds: float, slots: int) -> float:
+    """How long a trial keeps a slot busy, which may be for want of the next one."""
+    return max(seconds, BETWEEN * slots)
+
+
+def _cost(trials: list[Trial], slots: int) -> Cost:
     lengths = [float(t.info.get("total_steps", t.steps)) / t.length for t in trials]
     steps = statistics.median(lengths)
     rate = statistics.median(t.wall_seconds / t.steps for t in trials)
-    return Cost(steps, rate * steps)
+    return Cost(steps, slot_seconds(rate * steps, slots))
 
 
 def resolved(spec: StudySpec, history: History) -> StudySpec:
