@@ -187,8 +187,11 @@ def run_checked(spec: StudySpec, env: Environment, ready: Checked, replace: bool
 def resume(name: str, env: Environment, slots: int | None = None) -> Result:
     """Go on with a study where it stands; trials from now on tell today's code and packages.
 
+    Data that differ from those it began with are no error, but its scores do not compare: it warns.
+
     Raises:
         UsageError: there is no such study.
+        TaskError: the user's code fails.
         TunerError: another coordinator runs it.
     """
     study = env.store.get_study(name)
@@ -196,7 +199,20 @@ def resume(name: str, env: Environment, slots: int | None = None) -> Result:
     provenance = {**study.provenance, **collect(spec.study.task, Path.cwd())}
     study = study.model_copy(update={"provenance": provenance})
     with _executor(slots or spec.run.slots, env.home, name) as executor:
+        if study.state != "completed":
+            found = check_task(spec, executor, env.places(name), env.should_stop)
+            for text in _changed_data(study.provenance.get("data", {}), found.get("data", {})):
+                env.warn(text)
         return _run(study, env, executor)
+
+
+def _changed_data(before: dict[str, str], now: dict[str, str]) -> Iterator[str]:
+    for part in sorted(before.keys() & now.keys()):
+        if before[part] != now[part]:
+            yield (
+                f"the {part} data are not those that the study began with ({now[part]}, then"
+                f" {before[part]}): scores of before and after do not compare"
+            )
 
 
 def _run(study: Study, env: Environment, executor: LocalExecutor) -> Result:

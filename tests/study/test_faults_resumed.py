@@ -1,11 +1,12 @@
 """What a study learned from its failures is still known after a stop."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.store.samples import make_trial
-from tests.study.specs import QUICK, study_spec
+from tests.study.specs import QUICK, states, study_spec
 from tuner import service
 from tuner.errors import TaskError
 from tuner.service import Environment
@@ -51,3 +52,23 @@ def test_identical_failures_are_counted_across_a_stop(env: Environment) -> None:
     with pytest.raises(TaskError, match=r"3 trials failed with: .*KeyError"):
         service.resume("small", env)
     assert failed() == 3
+
+
+@pytest.mark.slow
+def test_data_that_changed_since_are_told(env: Environment, tmp_path: Path) -> None:
+    task = tmp_path / "growing.py"
+    text = "import tiny\n\ndef build():\n    return tiny.build(train=tiny.points(SIZE))\n"
+    task.write_text(text.replace("SIZE", "200"))
+    told: list[str] = []
+    env = replace(env, search_path=(str(tmp_path), *env.search_path), warn=told.append)
+
+    def until(completed: int) -> Environment:
+        return replace(env, should_stop=lambda: states(env)["completed"] >= completed)
+
+    spec = study_spec(**QUICK, study={"task": "growing:build"})
+    assert service.start(spec, until(2)).study.state == "stopped"
+    assert service.resume("small", until(states(env)["completed"] + 2)).study.state == "stopped"
+    assert told == []
+    task.write_text(text.replace("SIZE", "201"))
+    assert service.resume("small", env).study.state == "completed"
+    assert [text.partition(" not ")[0] for text in told] == ["the train data are"]
