@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import optimizers
 from optimizers.mistakes import MISTAKES
@@ -132,6 +134,10 @@ class Workload:
             model = task.model()
             if not isinstance(model, nn.Module):
                 raise TypeError(f"model() must return an nn.Module, not {type(model).__name__}")
+            if any(is_lazy(p) for p in model.parameters()):
+                raise TypeError("layers without a shape: run one batch through the model first")
+            if not any(p.requires_grad for p in model.parameters()):
+                raise TypeError("the model has no parameter to train")
             model = model.to(device).train()
         return cls(
             task=task,
@@ -275,7 +281,10 @@ class Workload:
 
     def _weight(self, batch: Any, indices: Tensor) -> float:
         of = self.task.batch_size_of
-        return float(len(indices) if of is None else of(batch))
+        weight = float(len(indices) if of is None else of(batch))
+        if not 0 < weight < math.inf:
+            raise ValueError(f"batch_size_of must return a number above 0, not {weight:g}")
+        return weight
 
     def _move(self, batch: Any) -> Any:
         return batch if self.device.type == "cpu" else data.to_device(batch, self.device)

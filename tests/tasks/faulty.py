@@ -97,6 +97,18 @@ def sets_the_seed() -> Task:
     return tiny.build(model=model)
 
 
+def lazy() -> Task:
+    return tiny.build(model=lambda: nn.LazyLinear(2))
+
+
+def frozen() -> Task:
+    return tiny.build(model=lambda: tiny.network().requires_grad_(False))
+
+
+def batches_without_weight() -> Task:
+    return tiny.build(batch_size_of=lambda batch: 0)
+
+
 def evaluate_returns_a_number() -> Task:
     return tiny.build(evaluate=lambda model, batches: 0.5)
 

@@ -170,6 +170,9 @@ class TestEnds:
             ("faulty:loss_raises", "the training step raised KeyError: 'weights'", "'weights'"),
             ("faulty:metrics_raise", "validation raised ZeroDivisionError", "by zero"),
             ("faulty:loss_is_a_vector", "loss must return one number", "(3,)"),
+            ("faulty:lazy", "model() raised TypeError: layers without a shape", ""),
+            ("faulty:frozen", "model() raised TypeError: the model has no parameter to train", ""),
+            ("faulty:batches_without_weight", "must return a number above 0, not 0", ""),
             ("faulty:stops_python", "the training step raised SystemExit", "3"),
         ],
     )
