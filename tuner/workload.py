@@ -315,6 +315,9 @@ def _numbers(function: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What the task's `function` returned, each value as `_scalar` has it."""
     if not isinstance(metrics, Mapping):
         raise TypeError(f"{function} must return a dict, not {type(metrics).__name__}")
+    for name in metrics:
+        if not isinstance(name, str):
+            raise TypeError(f"{function}: the name of a metric must be text, not {name!r}")
     return {name: _scalar(name, value) for name, value in metrics.items()}
 
 
@@ -324,7 +327,10 @@ def _scalar(name: str, value: Any) -> Any:
         if value.numel() != 1:
             raise TypeError(f"metric {name!r} must be one number, not {tuple(value.shape)}")
         return value.detach().reshape(()).double()
-    return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"metric {name!r} must be one number, not {value!r}") from None
 
 
 def require_metric(name: str, metrics: Collection[str]) -> None:

@@ -113,6 +113,14 @@ def evaluate_returns_a_number() -> Task:
     return tiny.build(evaluate=lambda model, batches: 0.5)
 
 
+def metric_without_a_name() -> Task:
+    return tiny.build(metrics=lambda model, batch: {1: 0.5})
+
+
+def metric_in_words() -> Task:
+    return tiny.build(metrics=lambda model, batch: {"acc": "high"})
+
+
 def metrics_raise() -> Task:
     return tiny.build(metrics=lambda model, batch: {"acc": 1 / 0})
 

@@ -169,6 +169,8 @@ class TestEnds:
             ("faulty:model_raises", "model() raised TypeError", ""),
             ("faulty:loss_raises", "the training step raised KeyError: 'weights'", "'weights'"),
             ("faulty:metrics_raise", "validation raised ZeroDivisionError", "by zero"),
+            ("faulty:metric_without_a_name", "the name of a metric must be text, not 1", ""),
+            ("faulty:metric_in_words", "metric 'acc' must be one number, not 'high'", ""),
             ("faulty:loss_is_a_vector", "loss must return one number", "(3,)"),
             ("faulty:lazy", "model() raised TypeError: layers without a shape", ""),
             ("faulty:frozen", "model() raised TypeError: the model has no parameter to train", ""),
