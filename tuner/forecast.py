@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from tuner.errors import UsageError
 from tuner.records import Stage
 from tuner.spec import StudySpec
-from tuner.stages import Cost, divided, least_cost, slot_seconds, stage_sizes
+from tuner.stages import Cost, divided, least_cost, slot_seconds, stage_sizes, steps_ratio
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def _steps_ratio(spec: StudySpec) -> float:
 def _refuse_too_small(spec: StudySpec, cost: Cost, spent: Cost, slots: int) -> None:
     budget, trials = spec.budget, least_cost(spec)
     if budget.total_steps is not None:
-        least = spent.steps + trials * cost.steps
+        ratio = fmean(steps_ratio(spec, arm.name) for arm in spec.arms)
+        least = spent.steps + trials * cost.steps * ratio
         if budget.total_steps < least:
             raise UsageError(
                 f"budget.total_steps = {budget.total_steps}: too small for {len(spec.arms)} arms"

@@ -107,6 +107,21 @@ def test_costs_are_those_of_the_arms_own_runs() -> None:
     assert costs["sgd-cosine"].seconds == SLOW * costs["adamw-warmup_cosine"].seconds
 
 
+def test_small_batches_are_paid_for_where_trials_are_equally_many_examples() -> None:
+    def plan(sizes: list[int]) -> tuple[float, float]:
+        data = limited(total_steps=100_000).model_dump(mode="json")
+        data["budget"] |= {"max_steps": None, "max_examples": 32 * 500}
+        data["search"] |= {"batch_size": sizes, "reference_batch_size": 32}
+        found = forecast(StudySpec.model_validate(data), INFO, slots=1)
+        return found.steps, sum(found.sizes.values())
+
+    alone, trials = plan([32])
+    with_smaller, fewer = plan([8, 16, 32])  # 4, 2 and 1 times the steps
+    assert 60_000 < alone <= 100_000
+    assert fewer == pytest.approx(trials * 3 / 7, rel=0.15)
+    assert with_smaller * 7 / 3 <= 100_000 * 1.05
+
+
 @pytest.mark.parametrize(
     ("budget", "key"), [({"total_steps": 9000}, "total_steps"), ({"hours": 0.5}, "hours")]
 )

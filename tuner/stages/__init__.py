@@ -23,7 +23,15 @@ from tuner.stages.bounds import (
     unresolved_bounds,
     widenings,
 )
-from tuner.stages.budget import Cost, divided, full_costs, least_cost, resolved, slot_seconds
+from tuner.stages.budget import (
+    Cost,
+    divided,
+    full_costs,
+    least_cost,
+    resolved,
+    slot_seconds,
+    steps_ratio,
+)
 from tuner.stages.expected import expected, leading_point
 from tuner.stages.explore import evaluations_of, lookback, stop_rules
 from tuner.stages.history import OPEN, History, Planned, better_first
@@ -70,6 +78,7 @@ __all__ = [
     "resolved",
     "slot_seconds",
     "stage_sizes",
+    "steps_ratio",
     "stop_rules",
     "unresolved_bounds",
     "warm_arms",

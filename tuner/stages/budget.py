@@ -94,7 +94,9 @@ def divided(
     """Divide what is left of the budget among the stages, by what a full trial costs."""
     budget = spec.budget
     in_seconds = budget.hours is not None
-    unit = {a: c.seconds if in_seconds else c.steps for a, c in costs.items()}
+    unit = {
+        a: c.seconds if in_seconds else c.steps * steps_ratio(spec, a) for a, c in costs.items()
+    }
     trials = float(budget.trials_per_arm)
     changes: dict[str, object] = {}
     if budget.total_given:
@@ -122,6 +124,17 @@ def divided(
     }
     done = budget.model_copy(update={**changes, "arm_trials": arm_trials})
     return spec.model_copy(update={"budget": done})
+
+
+def steps_ratio(spec: StudySpec, arm: str) -> float:
+    """Steps of a trial, over those at the reference batch size, averaged over the arm's sizes.
+
+    It is 1 unless trials are equally many examples: then small batches take more steps.
+    """
+    if spec.budget.max_steps:
+        return 1.0
+    box = next(spec.box(a) for a in spec.arms if a.name == arm)
+    return statistics.fmean(box.reference / size for size in box.batch_size)
 
 
 def least_cost(spec: StudySpec) -> float:
