@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from optimizers.precision import compute_dtype, narrow, noise_source, widen
 from optimizers.replay import LEAST, Repeated, arrays
 from optimizers.stacks import gather, over_stack, scatter, stacks
 
-CHUNK = 2**17  # elements; smaller pieces pay per-call overhead, larger ones fall out of the cache
+CHUNK = 2**16  # elements a thread; smaller pieces pay for calls, larger ones fall out of its cache
 ROWS = 2**20  # elements of a block of rows, which take several passes
 VALUES = "values"  # what goes through a rule's core, while it is beside the rule's own state
 
@@ -122,6 +123,11 @@ def flat(tensors: list[Tensor]) -> list[Tensor] | None:
     return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
 
 
+def chunk() -> int:
+    """Elements of a piece, of which every thread gets a share."""
+    return CHUNK * torch.get_num_threads()
+
+
 def chunks(piece: Piece) -> Iterator[Piece]:
     """Views of one parameter and what belongs to it, in pieces where the layout allows it."""
     param = piece.param
@@ -133,14 +139,14 @@ def chunks(piece: Piece) -> Iterator[Piece]:
     if views is None:
         yield piece
         return
-    for part, grad, *rest in zip(*(torch.split(view, CHUNK) for view in views), strict=True):
+    for part, grad, *rest in zip(*(torch.split(view, chunk()) for view in views), strict=True):
         state = {**piece.state, **dict(zip(whole, rest[len(extra) :], strict=True))}
         yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
 
 
 def row_blocks(piece: Piece) -> Iterator[Piece]:
     """Views of some rows, or matrices, each, and of the state that has an entry for each."""
-    height, size = piece.param.shape[0], ROWS if piece.param.dim() == 2 else CHUNK
+    height, size = piece.param.shape[0], ROWS if piece.param.dim() == 2 else chunk()
     rows = max(1, size * height // piece.param.numel())
     extra = [] if piece.compensation is None else [piece.compensation]
     tall = {key: value for key, value in piece.state.items() if value.shape[:1] == (height,)}
@@ -171,7 +177,7 @@ def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, 
 def parts_of(batch: Batch, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
     """A parameter in pieces that fit the cache, and the rule for each."""
     blocks = batch.rule.blocks
-    most = ROWS if piece.param.dim() == 2 else CHUNK
+    most = ROWS if piece.param.dim() == 2 else chunk()
     big = piece.param.numel() > most and not isinstance(piece.scale, Tensor)
     if blocks is not None and big and piece.param.dim() > 1:
         yield from in_rows(batch, blocks, piece)
@@ -242,26 +248,30 @@ class Around:
         dtype, size = compute_dtype(part.param.dtype), values.numel()
         if values.dtype == dtype:
             return values
-        if values.dim() != 1 or size > CHUNK:
+        if values.dim() != 1 or size > chunk():
             return torch.empty_like(values, dtype=dtype)
         if self.scratch is None:
-            self.scratch = values.new_empty(CHUNK, dtype=dtype)
+            self.scratch = values.new_empty(chunk(), dtype=dtype)
         return self.scratch[:size]
 
 
-def step_dense(
-    batch: Batch, piece: Piece, noise: torch.Generator | None, repeated: Repeated | None = None
-) -> None:
+def step_repeated(repeated: Repeated, piece: Piece) -> bool:
+    """Step a large parameter by what was recorded of its first piece; False: it cannot be."""
+    views = flat(arrays(piece)) if piece.param.numel() >= LEAST else None
+    found = None if views is None else repeated.find(next(chunks(piece)))
+    if views is None or found is None:
+        return False
+    again, numbers = found
+    for part in zip(*(torch.split(view, chunk()) for view in views), strict=True):
+        again.run(part)
+    store(piece.state, numbers)
+    return True
+
+
+def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
     """Step one parameter, piece by piece."""
     shared: State = {}
-    known = None
     for rule, part in parts_of(batch, piece):
-        if known is None and repeated is not None:  # later parts are as the first, or smaller
-            known = repeated.find(part)
-        if known is not None:
-            known[0].run(arrays(part))
-            shared |= known[1]
-            continue
         for key, value in step_part(batch, rule, part, noise).items():
             if part.state[key] is not piece.state[key]:
                 part.state[key].copy_(value)
@@ -299,11 +309,15 @@ def alone(batch: Batch) -> Callable[[Piece, torch.Generator | None], None]:
     """How parameters of a batch are stepped one by one."""
     if batch.rule.core is not None:
         return Around(batch, batch.rule.core).step
+    if batch.rule.scope != "element":
+        return partial(step_dense, batch)
     repeated = Repeated(lambda part: stepped(batch, batch.rule, part))
-    use = batch.rule.scope == "element"
-    return lambda piece, noise: step_dense(
-        batch, piece, noise, repeated if use and noise is None else None
-    )
+
+    def step(piece: Piece, noise: torch.Generator | None) -> None:
+        if noise is not None or not step_repeated(repeated, piece):
+            step_dense(batch, piece, noise)
+
+    return step
 
 
 def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None:

@@ -3,8 +3,9 @@
 A pure rule allocates what it returns and has it copied afterwards, which is a fifth of an eager
 step. So the torch operations on a few entries are written down, and done again for whole pieces of
 the same age and scale with their results in reused buffers, or straight in the state and the
-parameter once nobody needs what was there. Numbers in the state (0-D tensors) are constants of what
-was written down. What is not entry by entry is left to the ordinary way.
+parameter once nobody needs what was there, and in fewer calls (`optimizers.rewriting`). Numbers in
+the state (0-D tensors) are constants of what was written down. What is not entry by entry is left
+to the ordinary way.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from optimizers.core import State
 from optimizers.precision import compute_dtype
+from optimizers.rewriting import Place, Step, fewer
 
 if TYPE_CHECKING:
     from optimizers.engines import Piece
@@ -30,10 +33,16 @@ COPY = torch.ops.aten.clone.out
 
 @cache
 def writing(func: Any) -> Any:
-    """The form of a torch operation that writes into ``out``; None without one."""
+    """The form of a torch operation that writes into ``out``; None without one.
+
+    Those that Python has are half as slow to call as those it does not.
+    """
     name = func._overloadname
     out = "out" if name in ("Tensor", "default") else f"{name}_out"
-    return getattr(func.overloadpacket, out, None)
+    found = getattr(func.overloadpacket, out, None)
+    if found is None or torch.Tag.generated in found.tags:
+        return found
+    return getattr(torch, func.overloadpacket.__name__, found)
 
 
 def is_identity(func: Any, args: Sequence[Any]) -> bool:
@@ -42,20 +51,15 @@ def is_identity(func: Any, args: Sequence[Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an argument is: the number of an input or of a buffer."""
-
-    number: int
-
-
-@dataclass(frozen=True)
 class Operation:
-    """One call, and the place of its result."""
+    """One call: ``arguments`` takes its own from a list of inputs, buffers and constants, into
+    whose place ``result`` it writes.
+    """
 
     call: Callable[..., Any]
-    args: tuple[Any, ...]
+    arguments: Callable[[list[Any]], tuple[Any, ...]]
     kwargs: dict[str, Any]
-    result: Place
+    result: int
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -67,7 +71,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.numbers = {id(tensor): number for number, tensor in enumerate(inputs)}
         self.alive = [*inputs]  # an id names a tensor only while it lives
         self.same: list[Tensor] = []  # as one of the others, but another object
-        self.steps: list[tuple[Any, list[Any], dict[str, Any], int]] = []
+        self.steps: list[Step] = []
         self.complete = True
 
     @classmethod
@@ -91,28 +95,33 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         fresh = same and id(result) not in self.numbers and not func.is_view
         self.complete = self.complete and known and fresh and writing(func) is not None
         if self.complete:
-            named = [Place(self.numbers[id(a)]) if id(a) in self.numbers else a for a in args]
+            named = tuple(
+                Place(self.numbers[id(arg)]) if id(arg) in self.numbers else arg for arg in args
+            )
             self.complete = not any(isinstance(value, Tensor) for value in kwargs.values())
             self.numbers[id(result)] = len(self.alive)
             self.alive.append(result)
-            self.steps.append((writing(func), named, kwargs, self.numbers[id(result)]))
+            self.steps.append(Step(writing(func), named, self.numbers[id(result)], kwargs))
         return result
 
 
 class Replay:
     """What was recorded of one piece, for pieces that differ in nothing but their entries."""
 
-    def __init__(self, operations: list[Operation], buffers: list[Tensor], size: int) -> None:
-        self.operations, self.buffers, self.size = operations, buffers, size
+    def __init__(
+        self, operations: list[Operation], buffers: list[Tensor], constants: list[Any], size: int
+    ) -> None:
+        self.operations, self.buffers, self.constants = operations, buffers, constants
+        self.size = size
 
     def run(self, inputs: Sequence[Tensor]) -> None:
         """Step one piece in place; it has at most as many entries as the recorded one."""
         size = inputs[0].numel()
         few = self.buffers if size == self.size else [buffer[:size] for buffer in self.buffers]
-        places = [*inputs, *few]
+        places = [*inputs, *few, *self.constants]
         for operation in self.operations:
-            args = [places[a.number] if type(a) is Place else a for a in operation.args]
-            operation.call(*args, **operation.kwargs, out=places[operation.result.number])
+            args = operation.arguments(places)
+            operation.call(*args, **operation.kwargs, out=places[operation.result])
 
 
 def record(
@@ -133,19 +142,22 @@ def record(
     if not recorder.complete or -1 in own:
         return None
     own = [None if number == place else number for place, number in enumerate(own)]
-    return plan(recorder, own, size)
+    steps = fewer(recorder.steps, {number for number in own if number is not None})
+    return plan(steps, own, recorder.alive[0].new_empty(0), size)
 
 
-def plan(recorder: Recorder, results: Sequence[int | None], size: int) -> Replay | None:
+def plan(
+    steps: Sequence[Step], results: Sequence[int | None], like: Tensor, size: int
+) -> Replay | None:
     """Give every value a place: that of the input it replaces, or a buffer that is free.
 
     None if an input comes out in another's place unchanged.
     """
     inputs = len(results)
-    last = dict.fromkeys(range(len(recorder.alive)), -1)  # the operation that reads a value last
-    for index, (_, args, _, _) in enumerate(recorder.steps):
-        last |= {arg.number: index for arg in args if isinstance(arg, Place)}
-    made = {value: index for index, (_, _, _, value) in enumerate(recorder.steps)}
+    last = dict.fromkeys((*range(inputs), *(step.result for step in steps)), -1)  # read last by
+    for index, step in enumerate(steps):
+        last |= {arg.number: index for arg in step.args if isinstance(arg, Place)}
+    made = {step.result: index for index, step in enumerate(steps)}
     goals: dict[int, int] = {}
     late: list[tuple[int, int]] = []  # what was there is still needed: copied at the end
     for place, value in enumerate(results):
@@ -157,27 +169,51 @@ def plan(recorder: Recorder, results: Sequence[int | None], size: int) -> Replay
             goals[value] = place
         else:
             late.append((value, place))
-            last[value] = len(recorder.steps)
+            last[value] = len(steps)
     places = {number: number for number in range(inputs)}
     free: list[int] = []
-    count, operations = inputs, []
-    for index, (call, args, kwargs, value) in enumerate(recorder.steps):
-        named = tuple(Place(places[a.number]) if isinstance(a, Place) else a for a in args)
-        for arg in {a.number for a in args if isinstance(a, Place)}:
+    count, placed = inputs, []
+    for index, step in enumerate(steps):
+        named = tuple(Place(places[a.number]) if isinstance(a, Place) else a for a in step.args)
+        for arg in {a.number for a in step.args if isinstance(a, Place)}:
             if arg >= inputs and arg not in goals and last[arg] == index:
                 free.append(places[arg])
+        value = step.result
         if value in goals:
             places[value] = goals[value]
         elif free:
             places[value] = free.pop()
         else:
             places[value], count = count, count + 1
-        operations.append(Operation(call, named, kwargs, Place(places[value])))
-    for value, place in late:
-        operations.append(Operation(COPY, (Place(places[value]),), {}, Place(place)))
-    like = recorder.alive[0]
+        placed.append(replace(step, args=named, result=places[value]))
+    placed += [Step(COPY, (Place(places[value]),), place) for value, place in late]
     buffers = [like.new_empty(size) for _ in range(count - inputs)]
-    return Replay(operations, buffers, size)
+    return assemble(placed, buffers, count, like, size)
+
+
+def assemble(
+    steps: Sequence[Step], buffers: list[Tensor], count: int, like: Tensor, size: int
+) -> Replay:
+    """Steps whose places are those of ``count`` inputs and buffers, ready to be called."""
+    constants: list[Any] = []
+    operations = []
+    for step in steps:
+        numbers = []
+        for position, arg in enumerate(step.args):
+            if isinstance(arg, Place):
+                numbers.append(arg.number)
+                continue
+            numbers.append(count + len(constants))
+            first = position == 0 and not isinstance(arg, Tensor)  # where torch wants a tensor
+            constants.append(like.new_tensor(arg) if first else arg)
+        get = itemgetter(*numbers) if len(numbers) > 1 else only(numbers[0])
+        operations.append(Operation(step.call, get, step.kwargs, step.result))
+    return Replay(operations, buffers, constants, size)
+
+
+def only(number: int) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """As an `itemgetter` of several numbers, of one."""
+    return lambda places: (places[number],)
 
 
 def arrays(part: Piece) -> list[Tensor]:

@@ -95,7 +95,7 @@ def run(batch: Batch, *, compiled: bool) -> None:
     devices = {param.device.type for param in batch.params} if compiled else set()
     if devices & inductor.DEVICES:
         eager(batch, partial(inductor.step_piece, batch, numbers=inductor.numbers_of(batch)))
-    else:
+    elif batch.params:
         eager(batch)
     for table in batch.tables:
         table.run(batch.hyper, batch.bound, batch.maximize)

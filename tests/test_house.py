@@ -30,6 +30,7 @@ LAYERS = {
             "optimizers.monitor",
         ),
         (
+            "optimizers.rewriting",
             "optimizers.replay",
             "optimizers.stacks",
             "optimizers.engines",

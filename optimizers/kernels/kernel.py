@@ -17,6 +17,7 @@ import torch
 from optimizers.core import DecayMode, Rule, Values
 from optimizers.kernels import build, watch
 from optimizers.kernels.source import Form, Writer
+from optimizers.kernels.stack import StackWriter
 from optimizers.kernels.trace import (
     Graph,
     Layout,
@@ -41,6 +42,7 @@ class Call(ctypes.Structure):
         ("items", c_int64),
         ("sizes", c_void_p),
         ("widths", c_void_p),
+        ("heights", c_void_p),
         ("item_rows", c_void_p),
         ("item_starts", c_void_p),
         ("columns", c_void_p),
@@ -65,8 +67,8 @@ class Kernel:
     """One graph in C++: ``columns`` and ``hypers`` are the order of its inputs.
 
     The first columns are ``entry_columns``; a ``factored`` kernel has values per row and column,
-    and takes contiguous matrices. ``sums`` says in which slot of a row each total of a `ModelHook`
-    is.
+    and takes contiguous matrices, or ``stacked`` ones. ``sums`` says in which slot of a row each
+    total of a `ModelHook` is.
     """
 
     name: str
@@ -77,12 +79,15 @@ class Kernel:
     slots: int
     reductions: int
     factored: bool
+    stacked: bool
     sums: dict[str, int]
 
     @classmethod
     def of(cls, name: str, graph: Graph, form: Form) -> Kernel:
         """The C++ of a graph; raises Untraceable when there is none."""
-        writer = Writer(graph, form)
+        factored = any(node.vector for node in graph.walk())
+        stacked = factored and graph.shape == "stack"
+        writer = StackWriter(graph, form) if stacked else Writer(graph, form)
         sums = {
             key[4:]: writer.slots[node]
             for key, node in graph.outputs.items()
@@ -96,7 +101,8 @@ class Kernel:
             hypers=tuple(graph.hypers),
             slots=max(len(writer.slots), 1),
             reductions=len(writer.reductions),
-            factored=bool(writer.vectors),
+            factored=factored,
+            stacked=stacked,
             sums=sums,
         )
 
@@ -156,11 +162,14 @@ def threads_for(entries: int) -> int:
     return max(1, min(torch.get_num_threads(), round(entries / SMALL)))
 
 
-def blocks(sizes: Sequence[int]) -> tuple[array[int], array[int]]:
-    """The blocks of all rows: which row each is in, and where it starts."""
+def blocks(sizes: Sequence[int], units: Sequence[int]) -> tuple[array[int], array[int]]:
+    """The blocks of all rows: which row each is in, and where it starts.
+
+    ``units`` are the entries of each row that stay together.
+    """
     rows, starts = array("q"), array("q")
-    for row, size in enumerate(sizes):
-        count = -(-size // BLOCK)
-        rows.extend([row] * count)
-        starts.extend(range(0, size, BLOCK))
+    for row, (size, unit) in enumerate(zip(sizes, units, strict=True)):
+        own = range(0, size, BLOCK // unit * unit)
+        rows.extend([row] * len(own))
+        starts.extend(own)
     return rows, starts

@@ -63,6 +63,8 @@ class Plan:
 
     def build(self, *, use: bool) -> None:
         """Make tables of what was found, or leave it to the eager engine."""
+        if not self.found:
+            return
         for signature, params in self.found.items() if use else ():
             try:
                 kind = Table if signature.core is None else AroundTable
@@ -71,8 +73,7 @@ class Plan:
                 tell_once(f"optimizers run without compiled kernels: {error}")
         taken = {id(param) for table in self.tables for param in table.params}
         gone = {id(param) for param in self.absent}
-        if self.found:
-            self.rest = [p for p in self.params if id(p) not in taken and id(p) not in gone]
+        self.rest = [p for p in self.params if id(p) not in taken and id(p) not in gone]
         self.found = {}
 
     def holds(self, wish: Wish, params: Sequence[Tensor]) -> bool:

@@ -90,14 +90,13 @@ static inline short lost(float wide, float rounded) {
 // A value per row or column of a matrix: in which slot entries read it, if they read it per row,
 // whether it is one per column, and which column of the table holds it, if it is state.
 struct Vector { int slot, per_column, state; };
-// ---- kernel ----
-
 // As in table.py. A layout is {dimensions, sizes..., strides of column 0..., of column 1..., ...}
 // in elements, outermost dimension first; null for rows whose columns are dense and alike.
 struct Call {
   i64 rows, items;
   const i64* sizes;           // entries of each row
-  const i64* widths;          // columns of each row's matrix, or null
+  const i64* widths;          // columns of each row's matrices, or null
+  const i64* heights;         // rows of them, or null
   const i64* item_rows;       // blocks: which row, and where in it
   const i64* item_starts;
   void* const* const* columns;  // [column][row]
@@ -112,6 +111,13 @@ struct Call {
   double* sums;               // [item][SUMS]
   i64 threads, advance;
 };
+
+// Entries of a block: up to the next one of its row, or to the row's end.
+static i64 length_of(i64 item, i64 items, const i64* sizes, const i64* rows, const i64* starts) {
+  const bool more = item + 1 < items && rows[item + 1] == rows[item];
+  return (more ? starts[item + 1] : sizes[rows[item]]) - starts[item];
+}
+// ---- kernel ----
 
 static int chunk_of(i64 items, i64 threads) {
   i64 chunk = items / (threads * 8);
@@ -140,9 +146,10 @@ static void move(char* dense, char* strided, const i64* layout, i64 column, i64 
   }
 }
 
+#if !STACK
 static void block(const Call* c, int pass, i64 item, char* scratch) {
   const i64 row = c->item_rows[item], start = c->item_starts[item];
-  const i64 left = c->sizes[row] - start, n = left < BLOCK ? left : BLOCK;
+  const i64 n = length_of(item, c->items, c->sizes, c->item_rows, c->item_starts);
   const i64* layout = c->layouts ? c->layouts[row] : nullptr;
   void* at[ENTRY_COLUMNS];
   for (int k = 0; k < ENTRY_COLUMNS; k++) {
@@ -178,7 +185,9 @@ static void block(const Call* c, int pass, i64 item, char* scratch) {
         move((char*)at[k], (char*)c->columns[k][row], layout, k, start, n, widths[k], true);
 }
 
-#if VECTORS
+#endif
+
+#if VECTORS && !STACK
 // Rows are contiguous matrices. Those of one slab take all passes in one thread, while they are in its
 // cache; larger ones are shared among threads, slab by slab. Slabs depend on the size alone.
 #define SLAB 262144
@@ -311,7 +320,9 @@ static void scalars(const Call* c, int stage) {
     } else {
       void* at[COLUMNS];
       for (int k = ENTRY_COLUMNS; k < COLUMNS; k++) at[k] = c->columns[k][row];
-      scalars_of[stage](c->hyper, step, c->sizes + row, at, s, nullptr, nullptr);
+      const i64 height = c->heights ? c->heights[row] : 0, width = c->widths ? c->widths[row] : 0;
+      const i64 size[] = {c->sizes[row], height, width};
+      scalars_of[stage](c->hyper, step, size, at, s, nullptr, nullptr);
     }
     if (c->advance && stage == STAGES - 1) *c->steps[row] = step;
   }
@@ -320,21 +331,21 @@ static void scalars(const Call* c, int stage) {
 // Adds the blocks of each row, in their order, into its slots.
 static void gather_sums(const Call* c, int pass) {
   for (int k = 0; k < SUMS; k++) {
-    if (sum_passes[k] != pass) continue;
+    if (sum_passes[k] != pass || sum_kinds[k]) continue;
     for (i64 row = 0; row < c->rows; row++) c->slots[row * SLOTS + sum_slots[k]] = 0;
     for (i64 item = 0; item < c->items; item++)
       c->slots[c->item_rows[item] * SLOTS + sum_slots[k]] += c->sums[item * SUMS + k];
   }
 }
 
-#define SCRATCH (ENTRY_COLUMNS * BLOCK * 8)
+#define SCRATCH ((ENTRY_COLUMNS + STACK * (VECTORS + SUMS)) * BLOCK * 8)
 
 extern "C" void run(const Call* c) {
   for (int pass = 0; pass < PASSES; pass++) {
     scalars(c, pass);
     OMP(omp parallel num_threads(c->threads) if (c->threads > 1))
     {
-      char* scratch = c->layouts ? (char*)__builtin_malloc(SCRATCH) : nullptr;
+      char* scratch = STACK || c->layouts ? (char*)__builtin_malloc(SCRATCH) : nullptr;
       OMP(omp for schedule(dynamic, chunk_of(c->items, c->threads)))
       for (i64 item = 0; item < c->items; item++) block(c, pass, item, scratch);
       __builtin_free(scratch);
@@ -406,7 +417,7 @@ extern "C" double squares(i64 rows, i64 items, const i64* sizes, const i64* item
     OMP(omp for schedule(dynamic, chunk_of(items, threads)))
     for (i64 item = 0; item < items; item++) {
       const i64 row = item_rows[item], start = item_starts[item];
-      const i64 left = sizes[row] - start, n = left < BLOCK ? left : BLOCK;
+      const i64 n = length_of(item, items, sizes, item_rows, item_starts);
       const STORED* x = grads[row] + start;
       if (layouts && layouts[row]) {
         move((char*)scratch, (char*)grads[row], layouts[row], 0, start, n, sizeof(STORED), false);

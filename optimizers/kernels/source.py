@@ -6,7 +6,7 @@ over all tensors, blocks and threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from optimizers.kernels.expressions import C_TYPES, expression
 from optimizers.kernels.trace import REDUCTIONS, SIZES, Graph, Node, Untraceable
 
 RUNTIME = Path(__file__).with_name("runtime.h")
+STACKS = Path(__file__).with_name("stack.h")
 
 STORAGE = {
     torch.float32: "float",
@@ -32,6 +33,10 @@ SCALARS = (
     "double* const* r"
 )
 LENGTHS = {"row": "size[1]", "column": "size[2]"}
+# What the functions for entries get: how many, where their columns (and values and sums that come
+# along) are, the slots, what multiplies and what bounds gradients, and where sums go.
+ENTRIES = "i64 n, void* const* at, const double* s, T factor, T bound, double* sums"
+KINDS = ("scalar", "row", "column", "matrix")  # as runtime.h counts them
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,29 @@ class Form:
 class Writer:
     """Writes the C++ of one graph."""
 
+    stack = False  # of small matrices
+
     def __init__(self, graph: Graph, form: Form) -> None:
         self.graph, self.form = graph, form
         self.columns = form.columns(graph)
         self.nodes = list(graph.walk())
         self.names = {node: f"v{index}" for index, node in enumerate(self.nodes)}
         # scalars that entries read, or that come from entries, go through memory
-        entries = [node for node in self.nodes if node.entry]
+        readers = [n for n in self.nodes if n.entry or (self.stack and n.vector)]
         self.reductions = [node for node in self.nodes if node.reduction]
         self.vectors = [node for node in self.nodes if node.vector]
-        read = [arg for node in entries for arg in node.inputs if arg.kind in ("scalar", "row")]
+        read = [arg for node in readers for arg in node.inputs if self.slotted(arg)]
         read += [node for node in self.reductions if not node.vector]
         read += [node for name, node in graph.outputs.items() if name.startswith("sum.")]
         self.slots = {node: slot for slot, node in enumerate(dict.fromkeys(read))}
+
+    def slotted(self, node: Node) -> bool:
+        """Whether entries read a value from a slot; the others come along with the entries."""
+        return node.kind in ("scalar", "row")
+
+    def along(self, node: Node) -> bool:
+        """Whether there is a value, or a sum, for every step of a loop over entries."""
+        return node.kind == "column"
 
     @property
     def entry_columns(self) -> list[str]:
@@ -136,13 +151,17 @@ class Writer:
         if number == self.graph.stages - 1:
             for column, node in self.graph.outputs.items():
                 if column in self.columns and column not in self.entry_columns:
-                    kind, index = self.storage(column), self.columns.index(column)
                     if node.vector:
-                        to, value = f"(({kind}*)at[{index}])[i]", f"{self.names[node]}[i]"
-                        yield f"  for (i64 i = 0; i < {LENGTHS[node.kind]}; i++) {to} = {value};"
+                        yield from self.vector_out(node, column)
                         continue
+                    kind, index = self.storage(column), self.columns.index(column)
                     yield f"  *({kind}*)at[{index}] = ({kind}){self.names[node]};"
         yield "}"
+
+    def vector_out(self, node: Node, column: str) -> Iterable[str]:
+        """Write a value per row or column into the table's column of that name."""
+        to = f"(({self.storage(column)}*)at[{self.columns.index(column)}])[i]"
+        yield f"  for (i64 i = 0; i < {LENGTHS[node.kind]}; i++) {to} = {self.names[node]}[i];"
 
     def vector(self, node: Node, number: int) -> Iterable[str]:
         """One value per row or column, computed when it can be and kept for later passes."""
@@ -171,15 +190,22 @@ class Writer:
         total = f"root(sum_{name})" if norm else f"sum_{name}"
         yield f"  const {C_TYPES[node.dtype]} {name} = ({C_TYPES[node.dtype]}){total};"
 
-    def entries(self, number: int) -> Iterable[str]:
-        """The function that goes over a block of entries in one pass."""
-        last = number == self.graph.passes - 1
-        needed, written = self.needed(number), self.written() if last else {}
-        sums = [n for n in self.reductions if n.level == number + 1]
-        yield (
-            f"static void entries{number}"
-            "(i64 n, void* const* at, const double* s, T factor, T bound, double* sums) {"
-        )
+    def walks(self) -> Iterable[str]:
+        """The functions of all passes, and a table of them."""
+        for number in range(self.graph.passes):
+            last = number == self.graph.passes - 1
+            sums = [n for n in self.reductions if n.level == number + 1]
+            yield from self.entries(
+                f"entries{number}", self.needed(number), self.written() if last else {}, sums
+            )
+        names = ", ".join(f"entries{number}" for number in range(self.graph.passes))
+        yield f"static void (*const entries_of[])({ENTRIES}) = {{{names}}};"
+
+    def entries(
+        self, name: str, needed: Sequence[Node], written: Mapping[str, Node], sums: Sequence[Node]
+    ) -> Iterable[str]:
+        """The function that goes over a block of entries once."""
+        yield f"static void {name}({ENTRIES}) {{"
         used = {node.args[0] for node in needed if node.op == "input"}
         for index, column in enumerate(self.entry_columns):
             if column in used | written.keys() or column == "compensation":
@@ -189,15 +215,15 @@ class Writer:
         others = dict.fromkeys(a for node in needed for a in node.inputs if not a.entry)
         base = len(self.entry_columns)
         for node in others:
-            if node.kind == "column":
+            if self.along(node):
                 place = f"at[{base + self.vectors.index(node)}]"
                 yield f"  const T* __restrict x{self.names[node]} = (const T*){place};"
         for node in sums:
-            if node.kind == "column":
+            if self.along(node):
                 place = f"at[{base + len(self.vectors) + self.reductions.index(node)}]"
                 yield f"  double* __restrict sum_{self.names[node]} = (double*){place};"
         for node in others:
-            if node.kind == "column":
+            if self.along(node):
                 continue
             # a norm is a sum of squares in its slot
             kind = "bool" if node.dtype == torch.bool else "T"
@@ -218,7 +244,7 @@ class Writer:
         yield f"  OMP(omp simd{clause})"
         yield "  for (i64 i = strip; i < end; i++) {"
         for node in others:
-            if node.kind == "column":
+            if self.along(node):
                 yield f"    const T {self.names[node]} = x{self.names[node]}[i];"
         for node in needed:
             kind = C_TYPES[node.dtype]
@@ -227,7 +253,7 @@ class Writer:
         for index, node in enumerate(sums):
             value = f"(double){self.names[node.inputs[0]]}"
             square = f"{value} * {value}" if node.op == "linalg_vector_norm" else value
-            total = f"sum_{self.names[node]}[i]" if node.kind == "column" else f"r{index}"
+            total = f"sum_{self.names[node]}[i]" if self.along(node) else f"r{index}"
             yield f"    {total} += {square};"
         for column, node in written.items():
             if column != "param":
@@ -283,23 +309,9 @@ class Writer:
         widths = ", ".join(f"sizeof({self.storage(column)})" for column in entry)
         changes = ", ".join(f"{column in last or column == 'compensation':d}" for column in entry)
         slots = ", ".join(str(self.slots.get(node, -1)) for node in self.reductions) or "0"
-        kinds = ("scalar", "row", "column")
-        shapes = ", ".join(str(kinds.index(node.kind)) for node in self.reductions) or "0"
-        inputs = {name: node for node in self.vectors if node.op == "input" for name in node.args}
-        rows = [
-            f"{{{self.slots.get(node, -1)}, {int(node.kind == 'column')}, "
-            f"{self.columns.index(node.args[0]) if node.args[0] in inputs else -1}}}"
-            for node in self.vectors
-        ]
-        passes, stages = range(self.graph.passes), range(self.graph.stages)
-        calls = [
-            f"static void (*const {kind}_of[])({kinds}) = "
-            f"{{{', '.join(f'{kind}{number}' for number in numbers)}}};"
-            for kind, kinds, numbers in (
-                ("scalars", SCALARS, stages),
-                ("entries", "i64, void* const*, const double*, T, T, double*", passes),
-            )
-        ]
+        shapes = ", ".join(str(KINDS.index(node.kind)) for node in self.reductions) or "0"
+        stages = range(self.graph.stages)
+        names = ", ".join(f"scalars{number}" for number in stages)
         levels = ", ".join(str(node.level - 1) for node in self.reductions) or "0"
         repeat = all(self.graph.inputs[c].entry for c in self.columns if c != "compensation")
         repeat = repeat and not any(node.op == "size" for node in self.nodes)
@@ -313,19 +325,30 @@ class Writer:
             f"#define SLOTS {max(len(self.slots), 1)}",
             f"#define SUMS {len(self.reductions)}",
             f"#define VECTORS {len(self.vectors)}",
+            f"#define STACK {self.stack:d}",
             f"#define ALIKE {repeat and not self.reductions:d}",
         ]
         body = [line for n in stages for line in self.scalars(n)]
-        body += [line for n in passes for line in self.entries(n)]
         tables = [
             f"static const int widths[] = {{{widths}}};",
             f"static const bool changes[] = {{{changes}}};",
             f"static const int sum_slots[] = {{{slots}}};",
             f"static const int sum_passes[] = {{{levels}}};",
             f"static const int sum_kinds[] = {{{shapes}}};",
-            f"static const Vector vectors[] = {{{', '.join(rows) or '{}'}}};",
-            *calls,
+            f"static void (*const scalars_of[])({SCALARS}) = {{{names}}};",
+            *self.vector_tables(),
         ]
         runtime = RUNTIME.read_text()
         first, second = runtime.split("// ---- kernel ----\n")
-        return "\n".join([*head, first, *body, *tables, second])
+        parts = [*head, first, *body, *self.walks(), *tables]
+        return "\n".join([*parts, *([STACKS.read_text()] if self.stack else []), second])
+
+    def vector_tables(self) -> Iterable[str]:
+        """What the runtime has to know of values per row and column."""
+        inputs = {name: node for node in self.vectors if node.op == "input" for name in node.args}
+        rows = [
+            f"{{{self.slots.get(node, -1)}, {int(node.kind == 'column')}, "
+            f"{self.columns.index(node.args[0]) if node.args[0] in inputs else -1}}}"
+            for node in self.vectors
+        ]
+        yield f"static const Vector vectors[] = {{{', '.join(rows) or '{}'}}};"

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from operator import attrgetter, is_
 from typing import Any
 
@@ -22,6 +23,7 @@ from optimizers.core import State, Values
 from optimizers.engines import flat
 from optimizers.kernels.kernel import Call, Kernel, blocks, threads_for
 from optimizers.kernels.source import STORAGE
+from optimizers.kernels.trace import is_stack
 from optimizers.kernels.watch import Watch, address
 from optimizers.parts import Core
 from optimizers.precision import COMPENSATION_DTYPE, as_real, compute_dtype
@@ -77,11 +79,11 @@ def holds(param: Tensor, state: Mapping[str, Any]) -> bool:
 
 
 def factor(value: Tensor, param: Tensor) -> bool:
-    """Whether a tensor has one value per row, or per column, of a matrix."""
-    if param.dim() != 2:
+    """Whether a tensor has one value per row, or per column, of a matrix or of small ones."""
+    if param.dim() != 2 and not is_stack(param.shape):
         return False
-    rows, columns = param.shape
-    return value.shape in ((rows, 1), (1, columns))
+    *stack, rows, columns = param.shape
+    return value.shape in ((*stack, rows, 1), (*stack, 1, columns))
 
 
 def order(layout: Tensor) -> list[int]:
@@ -139,10 +141,14 @@ class Table:
         self.pairs = 2 if self.dtype.is_complex else 1
         self.sizes = array("q", [param.numel() * self.pairs for param in params])
         self.entries = sum(self.sizes)
-        self.widths = None
+        self.heights = self.widths = None
+        units = [1] * len(params)
         if self.kernel.factored:
-            self.widths = array("q", [param.shape[1] for param in params])
-        self.item_rows, self.item_starts = blocks(self.sizes)
+            self.heights = array("q", [param.shape[-2] for param in params])
+            self.widths = array("q", [param.shape[-1] for param in params])
+        if self.kernel.stacked:
+            units = [prod(param.shape[-2:]) for param in params]
+        self.item_rows, self.item_starts = blocks(self.sizes, units)
         self.contiguous = [*map(CONTIGUOUS, grads)]
         self.odd = odd_strides(grads)
         self.grad_pointers = [*map(POINTER, grads)]
@@ -249,6 +255,7 @@ class Table:
             items=len(self.item_rows),
             sizes=address(self.sizes),
             widths=address(self.widths),
+            heights=address(self.heights),
             item_rows=address(self.item_rows),
             item_starts=address(self.item_starts),
             columns=address(table),

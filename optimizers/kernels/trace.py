@@ -4,8 +4,9 @@ The rule sees 1-D tensors where a real step has parameters and state, and 0-D fl
 it has numbers. Every torch operation it calls is written down: operations on 0-D tensors are
 *scalars*, computed once per parameter, those on 1-D tensors are *entries*, computed once per entry,
 and a norm or sum leads from entries to a scalar. A matrix may also have values that are one per row
-or one per column (factors), kept with the dimension of size one. Whatever does not fit (products of
-matrices, a branch on a number) raises `Untraceable`, and the rule runs eagerly.
+or one per column (factors), kept with the dimension of size one. So may a stack of small matrices
+(the weights of a convolution), and one per matrix. Whatever does not fit (products of matrices, a
+branch on a number) raises `Untraceable`, and the rule runs eagerly.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from optimizers.parts import follow
 # of a size that it reads off would become a constant, so a second trace has to be the same. The
 # sizes themselves are recognised, and therefore no numbers that a rule would say.
 SHAPES = {
-    "vector": ((37,), (41,)), "matrix": ((43, 37), (47, 41)), "singles": ((37, 1, 1), (41, 1, 1))
+    "vector": ((37,), (41,)), "singles": ((37, 1, 1), (41, 1, 1)),
+    "matrix": ((43, 37), (47, 41)), "stack": ((5, 43, 37), (7, 47, 41)),
 }  # fmt: skip
+STACKED = 1024  # entries of a matrix, of which some fit the cache side by side
 SIZES = ("entries", "rows", "columns")
-Kind = Literal["scalar", "row", "column", "entry"]
+Kind = Literal["scalar", "row", "column", "matrix", "entry"]
 REDUCTIONS = ("sum", "linalg_vector_norm")
 ALIASES = ("view", "_unsafe_view", "alias")
 DTYPES = (torch.float32, torch.float64, torch.bool)
@@ -42,8 +45,9 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One value, or one per entry, row or column. ``op`` is torch's name without overload, "input"
-    or "size"; ``level`` how many reductions of entries have to be complete before it.
+    """One value, or one per entry, row, column or matrix. ``op`` is torch's name without overload,
+    "input" or "size"; ``level`` how many reductions of all entries have to be complete before it,
+    and ``local`` how many within its own matrix of a stack.
     """
 
     op: str
@@ -51,6 +55,7 @@ class Node:
     dtype: torch.dtype
     kind: Kind
     level: int
+    local: int = 0
 
     @property
     def entry(self) -> bool:
@@ -59,8 +64,8 @@ class Node:
 
     @property
     def vector(self) -> bool:
-        """Whether there is a value per row or per column."""
-        return self.kind in ("row", "column")
+        """Whether there is a value per row, column or matrix."""
+        return self.kind in ("row", "column", "matrix")
 
     @property
     def reduction(self) -> bool:
@@ -82,6 +87,7 @@ class Graph:
     dtype: torch.dtype
     inputs: Mapping[str, Node]
     outputs: Mapping[str, Node]
+    shape: str = "vector"  # of `SHAPES`
 
     @property
     def hypers(self) -> list[str]:
@@ -133,13 +139,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kinds: dict[tuple[int, ...], Kind] = {(): "scalar", shape: "entry"}
-        if len(shape) == 2:
-            rows, columns = shape
-            self.kinds |= {(rows, 1): "row", (1, columns): "column", (1, 1): "scalar"}
-        names = SIZES if len(shape) == 2 else SIZES[:1]
+        self.stacked = len(shape) > 2 and shape[-1] > 1
+        names: tuple[str, ...] = SIZES[:1]
+        if len(shape) > 1 and shape[-1] > 1:
+            names = SIZES
+            *stack, rows, columns = shape
+            whole: Kind = "matrix" if self.stacked else "scalar"
+            self.kinds |= {(*stack, rows, 1): "row", (*stack, 1, columns): "column"}
+            self.kinds[(*stack, 1, 1)] = whole
         self.sizes = {
             size: Node("size", (name,), torch.float64, "scalar", 0)
-            for size, name in zip((prod(shape), *shape), names, strict=False)
+            for size, name in zip((prod(shape), *shape[-2:]), names, strict=False)
         }
         self.flat = (prod(shape),)
         self.nodes: dict[int, Node] = {}
@@ -156,8 +166,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Untraceable(f"{op} gives {tensor.dtype} of shape {tuple(tensor.shape)}")
         inputs = [arg for arg in args if isinstance(arg, Node)]
         level = max((node.level for node in inputs), default=0)
-        level += op in REDUCTIONS and inputs[0].entry
-        return self.keep(tensor, Node(op, args, tensor.dtype, kind, level))
+        local = max((node.local for node in inputs), default=0)
+        if op in REDUCTIONS and self.stacked and kind == "scalar" and not inputs[0].entry:
+            raise Untraceable(f"{op} over all matrices of a stack")
+        if op in REDUCTIONS and inputs[0].entry:
+            within = self.stacked and kind != "scalar"
+            level, local = (level, local + 1) if within else (level + 1, 0)
+        return self.keep(tensor, Node(op, args, tensor.dtype, kind, level, local))
 
     def keep(self, tensor: Tensor, node: Node) -> Node:
         """Remember what a tensor's value is."""
@@ -223,7 +238,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Record a norm or sum over everything, or over one dimension of a matrix, which stays."""
         over, node = [arg for arg in how if arg != 2], self.of(values)
         whole = not over and result.dim() == 0
-        along = len(over) == 2 and len(over[0]) == 1 and over[1] is True and values.dim() == 2
+        along = len(over) == 2 and len(over[0]) == 1 and over[1] is True and values.dim() > 1
         if kwargs or not (whole or along):
             raise Untraceable(f"{op} with {how} {kwargs}")
         if node.vector and self.kinds.get(tuple(result.shape)) == node.kind:
@@ -239,7 +254,14 @@ def shape_of(rule: Rule, shape: Sequence[int]) -> str:
     """
     if rule.scope != "tensor" or len(shape) < 2:
         return "vector"
-    return "singles" if len(shape) > 2 and tuple(shape[-2:]) == (1, 1) else "matrix"
+    if len(shape) > 2 and tuple(shape[-2:]) == (1, 1):
+        return "singles"
+    return "stack" if is_stack(shape) else "matrix"
+
+
+def is_stack(shape: Sequence[int]) -> bool:
+    """Whether a parameter is a stack of small matrices, as the weights of a convolution are."""
+    return len(shape) > 2 and prod(shape[-2:]) <= STACKED
 
 
 @dataclass(frozen=True)
@@ -317,7 +339,7 @@ def run_shape(
     nodes = {name: recorder.of(tensor) for name, tensor in inputs.items()}
     outputs = {name: recorder.of(tensor) for name, tensor in results.items()}
     changed = {name: node for name, node in outputs.items() if node is not nodes.get(name)}
-    return Graph(layout.dtype, nodes, changed)
+    return Graph(layout.dtype, nodes, changed, layout.shape)
 
 
 def numbers_of(rule: Rule, values: Values) -> list[str]:

@@ -70,10 +70,12 @@ def square_sums(grad: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of squares of each row and of each column, with the dimensions that go kept."""
     if is_single(grad):
         return grad * grad, grad * grad
-    if not is_small(grad):
+    if grad.dim() < 3:  # the fastest of either
         lengths: Tensor = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
         return lengths * lengths, (grad * grad).sum(dim=-2, keepdim=True)
     rows, columns, squares = *grad.shape[-2:], grad * grad
+    if not is_small(grad):
+        return squares.sum(dim=-1, keepdim=True), squares.sum(dim=-2, keepdim=True)
     sums = squares.reshape(-1, rows * columns) @ torch.cat(members(grad), dim=1)
     by_row, by_column = sums[:, :rows], sums[:, rows:]
     leading = grad.shape[:-2]

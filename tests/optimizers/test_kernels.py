@@ -112,9 +112,26 @@ def centered(grad, param, state, hyper, t):
     return (grad - rows - columns) / (1 + far + far.norm() / grad.numel()), state
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 4), (300, 1), (1, 300), (70, 40)])
-def test_rows_columns_and_sizes(shape):
-    kind, ends = other(get_rule("sgd"), "centered", centered, scope="tensor"), []
+def within(grad, param, state, hyper, t):
+    """As `centered` in each matrix of a stack, and a norm of everything."""
+    rows = grad.sum(dim=-1, keepdim=True) / grad.shape[-1]
+    columns = grad.sum(dim=-2, keepdim=True) / grad.shape[-2]
+    far = torch.linalg.vector_norm(grad - rows, dim=-2, keepdim=True)
+    size = torch.linalg.vector_norm(rows, dim=-2, keepdim=True) + columns.sum(-1, keepdim=True)
+    new = (grad - rows - columns) / (1 + far * far + size * size)
+    return new * (1 + new.norm() / grad.numel()), state
+
+
+MATRICES = ((1, 1), (1, 7), (7, 1), (5, 4), (300, 1), (1, 300), (70, 40))
+STACKS = ((1, 1, 7), (3, 7, 1), (600, 5, 4, 3), (9, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("update", "shape"),
+    [(centered, shape) for shape in MATRICES] + [(within, shape) for shape in STACKS],
+)
+def test_rows_columns_and_sizes(update, shape):
+    kind, ends = other(get_rule("sgd"), update.__name__, update, scope="tensor"), []
     for engine in ("eager", "compiled"):
         param = nn.Parameter(torch.ones(shape, dtype=torch.float64))
         opt = kind([param], engine=engine, clip_norm=1.0)
@@ -126,9 +143,18 @@ def test_rows_columns_and_sizes(shape):
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
 
 
+def test_sums_over_all_matrices_of_a_stack_have_no_kernel():
+    kind = other(get_rule("sgd"), "centered", centered, scope="tensor")
+    param = nn.Parameter(torch.ones(3, 4, 5))
+    opt = kind([param], engine="compiled")
+    drive(opt, param, [torch.ones(3, 4, 5)])
+    assert by_kernel(opt) == 0
+
+
 def test_large_matrices_depend_on_no_number_of_threads():
     """More than a few slabs are shared among threads, fewer are one thread's."""
-    shapes, ends = ((1201, 1100), (600, 500), (3, 100_000), (200_000, 3), (40, 30)), []
+    shapes = ((1201, 1100), (600, 500), (3, 100_000), (200_000, 3), (40, 30), (90, 70, 3, 3))
+    ends = []
     before = torch.get_num_threads()
     for engine, threads in (("eager", 2), ("compiled", 1), ("compiled", 2)):
         torch.set_num_threads(threads)

@@ -1,0 +1,185 @@
+"""Fewer operations for the same arithmetic, among those that were recorded of a piece.
+
+A rule says what it computes in the order that reads best. Of an eager step every operation is a
+call and a walk through the cache, so a factor (clipping, most of all) moves into the coefficient
+that a later operation has anyway, and a product or quotient that is only added goes into
+``addcmul`` or ``addcdiv``. Results differ from the rule's own by their rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+# Factors that may move: their squares, times a decay of a thousandth, are normal in float32.
+LEAST, MOST = 2.0**-40, 2.0**40
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an argument is: the number of a value, or of an input or buffer."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """``call(*args, **kwargs, out=...)``, whose result is the value of that number."""
+
+    call: Callable[..., Any]
+    args: tuple[Any, ...]  # places, numbers, 0-D tensors; a number may be a sum's first
+    result: int
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def reads(self, value: int) -> bool:
+        """Whether a value is among the arguments."""
+        return any(is_value(arg, value) for arg in self.args)
+
+
+def is_value(arg: object, number: int) -> bool:
+    """Whether an argument is the value of this number."""
+    return isinstance(arg, Place) and arg.number == number
+
+
+def is_number(arg: object) -> TypeGuard[float]:
+    """Whether an argument is a plain number."""
+    return isinstance(arg, int | float) and not isinstance(arg, bool)
+
+
+def plain(step: Step) -> Step:
+    """Differences, negations and quotients by a number as sums and products; numbers come last."""
+    if step.call is torch.neg:
+        return replace(step, call=torch.mul, args=(*step.args, -1.0))
+    if step.call in (torch.mul, torch.div):
+        args = [a.item() if isinstance(a, Tensor) and a.is_cpu else a for a in step.args]
+        if step.call is torch.div and not step.kwargs and is_number(args[1]) and args[1]:
+            return replace(step, call=torch.mul, args=(args[0], 1 / args[1]))
+        if step.call is torch.mul and is_number(args[0]):
+            args.reverse()
+        return replace(step, args=tuple(args))
+    if step.call is torch.sub and all(isinstance(arg, Place) for arg in step.args):
+        return replace(step, call=torch.add, kwargs={"alpha": -step.kwargs.get("alpha", 1)})
+    return step
+
+
+def absorb(step: Step, value: int, base: Place, factor: float) -> Step | None:
+    """A step with a value, which is ``factor·base``, replaced by the base; None if it cannot be."""
+    args, kwargs = step.args, step.kwargs
+    places = [is_value(arg, value) for arg in args]
+    if step.call is torch.mul and places == [True, False] and is_number(args[1]):
+        return replace(step, args=(base, args[1] * factor))
+    if step.call is torch.add and not all(places):
+        first, second = args
+        alpha = kwargs.get("alpha", 1)
+        if places[1]:
+            return replace(step, args=(first, base), kwargs={"alpha": alpha * factor})
+        if is_number(second):
+            return replace(step, args=(second * alpha, base), kwargs={"alpha": factor})
+        if alpha == 1:
+            return replace(step, args=(second, base), kwargs={"alpha": factor})
+    if step.call in (torch.addcmul, torch.addcdiv) and not places[0]:
+        power = places[1] + (1 if step.call is torch.addcmul else -1) * places[2]
+        moved = tuple(base if own else arg for own, arg in zip(places, args, strict=True))
+        coefficient = kwargs.get("value", 1) * factor**power
+        return replace(step, args=moved, kwargs={"value": coefficient})
+    return None
+
+
+def fuse(step: Step, maker: Step) -> Step | None:
+    """A sum with a product or quotient of two values as one operation; None if it is not that."""
+    fused = {torch.mul: torch.addcmul, torch.div: torch.addcdiv}.get(maker.call)
+    terms, alpha = step.args, step.kwargs.get("alpha", 1)
+    if fused is None or maker.kwargs or step.call is not torch.add:
+        return None
+    if not all(isinstance(arg, Place) for arg in (*maker.args, *terms)):
+        return None
+    if is_value(terms[0], maker.result):
+        if alpha != 1:
+            return None
+        terms = terms[::-1]
+    if is_value(terms[0], maker.result):  # twice the product
+        return None
+    return replace(step, call=fused, args=(terms[0], *maker.args), kwargs={"value": alpha})
+
+
+class Rewriting:
+    """Steps in their order, each value made once, and the values that are wanted at the end."""
+
+    def __init__(self, steps: Sequence[Step], wanted: set[int]) -> None:
+        self.steps, self.wanted = [plain(step) for step in steps], wanted
+
+    def readers(self, value: int) -> list[int]:
+        """Which steps read a value."""
+        return [index for index, step in enumerate(self.steps) if step.reads(value)]
+
+    def alone(self, index: int) -> int | None:
+        """The only reader of what a step makes, if there is one and nothing else wants it."""
+        result = self.steps[index].result
+        readers = self.readers(result)
+        return readers[0] if len(readers) == 1 and result not in self.wanted else None
+
+    def drop(self, index: int) -> bool:
+        """Leave out a step that makes what nobody reads."""
+        result = self.steps[index].result
+        if result in self.wanted or self.readers(result):
+            return False
+        del self.steps[index]
+        return True
+
+    def fuse(self, index: int) -> bool:
+        """Let the only reader of a product or quotient compute it."""
+        reader = self.alone(index)
+        fused = None if reader is None else fuse(self.steps[reader], self.steps[index])
+        if fused is None or reader is None:
+            return False
+        self.steps[reader] = fused
+        del self.steps[index]
+        return True
+
+    def move(self, index: int) -> bool:
+        """Let all readers of ``factor·base`` read the base."""
+        step = self.steps[index]
+        readers = self.readers(step.result)
+        if step.call is not torch.mul or not is_number(step.args[1]) or not readers:
+            return False
+        base, factor = step.args
+        if step.result in self.wanted or not LEAST <= factor * factor <= MOST:
+            return False
+        moved = [absorb(self.steps[reader], step.result, base, factor) for reader in readers]
+        found = [new for new in moved if new is not None]
+        if len(found) < len(readers):
+            return self.past_root(index)
+        for reader, new in zip(readers, found, strict=True):
+            self.steps[reader] = new
+        del self.steps[index]
+        return True
+
+    def past_root(self, index: int) -> bool:
+        """``√(factor·base)`` as ``√factor·√base``, whose factor may go on."""
+        step, reader = self.steps[index], self.alone(index)
+        if reader is None or self.steps[reader].call is not torch.sqrt or step.args[1] <= 0:
+            return False
+        base, factor = step.args
+        root = self.steps[reader]
+        self.steps[index] = replace(root, args=(base,), result=step.result)
+        self.steps[reader] = replace(
+            step, args=(Place(step.result), math.sqrt(factor)), result=root.result
+        )
+        return True
+
+    def run(self) -> list[Step]:
+        """Rewrite until nothing changes: every change removes a step, or moves one back."""
+        changes = (self.drop, self.fuse, self.move)
+        while any(change(i) for change in changes for i in range(len(self.steps))):
+            pass
+        return self.steps
+
+
+def fewer(steps: Sequence[Step], wanted: set[int]) -> list[Step]:
+    """The steps that make the wanted values, with as few calls as these rewritings find."""
+    return Rewriting(steps, wanted).run()
