@@ -46,7 +46,7 @@ tell("job")
 def loaded(code: str, *arguments: str, cwd: Path) -> dict[str, set[str]]:
     """The modules of a new process at each of its calls of `tell`."""
     tell = (
-        'import json, sys\ntell = lambda key: print("\\ntold", json.dumps([key, *sys.modules]))\n'
+        "import json, sys\ntell = lambda key: print('\\ntold', json.dumps([key, *sys.modules]))\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", tell + code, *arguments],
@@ -66,9 +66,8 @@ def test_commands_import_what_they_need(tmp_path: Path) -> None:
     store.create_study(new_study(study_spec(), {}))
     store.close()
     told = loaded(RUN_COMMANDS, *COMMANDS, cwd=tmp_path)
-    assert {line: told[line] & unwanted for line, unwanted in COMMANDS.items()} == dict.fromkeys(
-        COMMANDS, set()
-    )
+    needless = {line: told[line] & unwanted for line, unwanted in COMMANDS.items()}
+    assert needless == {line: set() for line in COMMANDS}
     assert told["service"] & (RARE | {"alembic"}) == set()
 
 
