@@ -246,6 +246,8 @@ def _environment(slot: Slot, threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     # An empty list hides all GPUs from a CPU slot.
     device = {"CUDA_VISIBLE_DEVICES": slot.visible_device or "", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if slot.visible_device is None:  # a task that compiles itself repeats bit by bit, too
+        device["TORCHINDUCTOR_DETERMINISTIC"] = "1"
     return {**os.environ, **dict.fromkeys(names, str(threads)), **device}
 
 
