@@ -1,7 +1,9 @@
 """Jobs on this machine: one long-lived worker process per slot, bound to its device and cores.
 
 The environment of a worker is set before it imports anything, so that CUDA sees one device and the
-math libraries start the right number of threads. Its pipes carry JSON and nothing is pickled.
+math libraries start the right number of threads. Its pipes carry JSON and nothing is pickled. A
+parent that forks workers would import torch once for all, but then that parent would have to be
+watched as well, and the coordinator could no longer wait for its own children.
 """
 
 from __future__ import annotations
