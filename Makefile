@@ -27,10 +27,10 @@ demo: setup  ## Tune four optimizers on real data and print which is best (a few
 	$(BIN)/tuner study start studies/digits.toml --replace
 
 test: check  ## Check everything and run the tests (5 to 7 minutes)
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-all: check  ## The same with the slow tests
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n $(WORKERS) --dist worksteal
 
 check: setup  ## Lint, format, types and the house rules
 	$(BIN)/ruff check

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, cast
 import torch
 
 from optimizers import checkpoint, clipping, schedules
+from optimizers.base import TorchOptimizer
 from optimizers.core import DecayMode, Rule, State, Values
 from optimizers.engines import Batch, share, usable
 from optimizers.groups import check_group, split_group
@@ -35,7 +36,7 @@ logger = logging.getLogger("optimizers")
 Group = dict[str, Any]
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(TorchOptimizer):
     """Base of every optimizer class; a subclass only adds its ``rule`` and a constructor signature.
 
     After the rule's own hyperparameters every class takes:

@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from optimizers.base import TorchOptimizer
 from optimizers.clipping import as_floats, grad_norms
 from optimizers.construct import from_rule
 from optimizers.core import Hyper, Option
@@ -40,7 +41,7 @@ Base = str | Callable[..., torch.optim.Optimizer]
 Group = dict[str, Any]
 
 
-class Wrapper(torch.optim.Optimizer):
+class Wrapper(TorchOptimizer):
     """What wrappers share; ``own`` are the values of ``hypers``, ``base_args`` are the base's."""
 
     prefix: ClassVar[str]

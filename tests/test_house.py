@@ -18,7 +18,7 @@ MAX_LINES = 400
 # A module may import from its own row and from rows above it. A package stands for all inside it.
 LAYERS = {
     "optimizers": (
-        ("optimizers.core", "optimizers.parts"),
+        ("optimizers.base", "optimizers.core", "optimizers.parts"),
         ("optimizers.precision",),
         ("optimizers.rules", "optimizers.signatures"),
         ("optimizers.sharding",),

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.stats import t as student
-from scipy.stats import wilcoxon
+from scipy.special import stdtrit
 
 from optimizers.schedules import Schedule
 from tuner import lr_fit
@@ -341,8 +340,10 @@ def learns(before: Sequence[float], after: Sequence[float], chance: float = CHAN
     drops = np.subtract(before[:count], after[:count])
     fall = float(drops.mean())
     error = float(np.std(drops, ddof=1)) / math.sqrt(count) if count > 1 else 0.0
-    if fall <= 0 or fall > error * student.isf(chance, max(count - 1, 1)):
+    if fall <= 0 or fall > error * -stdtrit(max(count - 1, 1), chance):
         return fall > 0
+    from scipy.stats import wilcoxon  # a second to import, and most tests need none
+
     # a few batches with outliers drown the mean, not the signed ranks
     return bool(wilcoxon(drops, alternative="greater").pvalue < chance)
 

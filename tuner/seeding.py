@@ -59,16 +59,13 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
     New memory is not filled: that would hide no difference and costs time.
     """
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        _fill.fill_uninitialized_memory,
-    )
+    # torch.use_deterministic_algorithms would import TorchInductor: over a second, and 100 MB.
+    before = torch.get_deterministic_debug_mode(), _fill.fill_uninitialized_memory
     if enabled:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")
         _fill.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        _fill.fill_uninitialized_memory = before[2]
+        torch.set_deterministic_debug_mode(before[0])
+        _fill.fill_uninitialized_memory = before[1]

@@ -15,8 +15,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
-from scipy.stats import norm, qmc
+from scipy.special import ndtr, ndtri
 
 Array = NDArray[np.float64]
 
@@ -141,9 +140,11 @@ def _fit(dimensions: int, *columns: bytes) -> Surrogate:
 @cache
 def _prior_samples(dimensions: int) -> Array:
     """Hyperparameters from their prior, evenly spread; shape (SAMPLES, dimensions + 2)."""
+    from scipy.stats import qmc  # a second to import
+
     priors = [*[LENGTH_SCALE] * dimensions, NOISE, SHORT]
     sampler = qmc.Sobol(len(priors), scramble=True, rng=0)
-    normal = norm.ppf(np.clip(sampler.random(SAMPLES), 1e-6, 1 - 1e-6))
+    normal = ndtri(np.clip(sampler.random(SAMPLES), 1e-6, 1 - 1e-6))
     medians, widths = (np.array(column) for column in zip(*priors, strict=True))
     samples: Array = medians * np.exp(widths * normal)
     return samples

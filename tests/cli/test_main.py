@@ -203,7 +203,9 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_real_process(tmp_path: Path) -> None:
-    slow = "import time; import tuner.cli.main as m, tuner.cli.db as d\n"
+    slow = "import signal, time; import tuner.cli.main as m, tuner.cli.db as d\n"
+    # a process that was started in the background of a shell ignores the signal
+    slow += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     slow += "d.upgrade.callback = lambda **_: (print('up', flush=True), time.sleep(60))\n"
     slow += "m.main(['db', 'upgrade'])"
     process = subprocess.Popen(

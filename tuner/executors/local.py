@@ -1,7 +1,9 @@
 """Jobs on this machine: one long-lived worker process per slot, bound to its device and cores.
 
 The environment of a worker is set before it imports anything, so that CUDA sees one device and the
-math libraries start the right number of threads. Its pipes carry JSON and nothing is pickled.
+math libraries start the right number of threads. Its pipes carry JSON and nothing is pickled. A
+parent that forks workers would import torch once for all, but then that parent would have to be
+watched as well, and the coordinator could no longer wait for its own children.
 """
 
 from __future__ import annotations
@@ -246,6 +248,8 @@ def _environment(slot: Slot, threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     # An empty list hides all GPUs from a CPU slot.
     device = {"CUDA_VISIBLE_DEVICES": slot.visible_device or "", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if slot.visible_device is None:  # a task that compiles itself repeats bit by bit, too
+        device["TORCHINDUCTOR_DETERMINISTIC"] = "1"
     return {**os.environ, **dict.fromkeys(names, str(threads)), **device}
 
 
