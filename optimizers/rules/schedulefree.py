@@ -161,6 +161,7 @@ ADAMW = replace(
     },
     packs=BETAS,
     batch_scaling="sqrt",
+    linear=False,
     summary="AdamW at a point between the iterate and its running average; needs no schedule.",
     equations=SGD.equations.replace(
         r"(g_t +", r"(g_t / (\sqrt{v_t / (1 - \beta_2^t)} + \text{eps}) +"
