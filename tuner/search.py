@@ -54,10 +54,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a full run at a point is expected to give, over seeds."""
+    """What a full run at a point is expected to give over seeds, `low` to `high` with 95 %.
+
+    None for the bounds where runs are too few, or too many, for the surrogate.
+    """
 
     point: Point
     value: float
+    low: float | None = None
+    high: float | None = None
 
 
 def propose(
@@ -112,22 +117,26 @@ def estimates(
         if o.value is not None and o.length >= length and o.point not in points:
             points.append(o.point)
     told = finite_values(seen, direction)
-    means = [
-        statistics.fmean(v for o, v in zip(seen, told, strict=True) if o.point == p) for p in points
+    found = [
+        Estimate(p, statistics.fmean(v for o, v in zip(seen, told, strict=True) if o.point == p))
+        for p in points
     ]
+    ranks = [sign * e.value for e in found]
     free = tuple(d for d in space if _is_free(d))
     inside = [o for o in seen if _contains(free, o.point)]
     known = [k for k, p in enumerate(points) if _contains(free, p)]
     if free and known and _FEWEST <= len(inside) <= MOST:
         warp = _Warp.of(inside, sign)
         model = _model(free, inside, warp)
-        smoothed, _ = model.predict(_places(free, [points[k] for k in known]))
+        smoothed = model.predict(_places(free, [points[k] for k in known]))
         failed = [o.point for o in seen if o.value is None]
-        for k, z in zip(known, smoothed, strict=True):
+        for k, mean, deviation in zip(known, *smoothed, strict=True):
             if points[k] not in failed:
-                means[k] = sign * warp.back(float(z))
-    order = sorted(range(len(points)), key=lambda k: sign * means[k])
-    return [Estimate(points[k], means[k]) for k in order]
+                value, low, high = warp.mean(float(mean), float(deviation), model.noise)
+                low, high = sorted((sign * low, sign * high))
+                found[k] = Estimate(points[k], sign * value, low, high)
+                ranks[k] = warp.back(float(mean))
+    return [found[k] for k in sorted(range(len(found)), key=ranks.__getitem__)]
 
 
 def promising(
@@ -259,6 +268,15 @@ class _Warp:
     def back(self, scaled: float) -> float:
         """The signed value at a place of the scale."""
         return self.best + self.unit * math.expm1(scaled)
+
+    def mean(self, scaled: float, deviation: float, noise: float) -> tuple[float, float, float]:
+        """The signed mean of runs around an uncertain place of the scale, and its 95 % interval.
+
+        What seeds add and take on a logarithmic scale does not cancel on that of the values: their
+        mean lies half a variance above the middle of the scale, as that of a lognormal does.
+        """
+        place, either_side = scaled + noise**2 / 2, 1.96 * deviation
+        return self.back(place), self.back(place - either_side), self.back(place + either_side)
 
 
 def _model(space: Space, seen: Sequence[Observation], warp: _Warp) -> Surrogate:
