@@ -113,7 +113,7 @@ def characters() -> Task:
 
 
 def diagnosis() -> Task:
-    """The tumours of `studies/tabular.py` and a 30-32-1 network: held out, see COMPUTE_TO_ANSWER.md."""
+    """The tumours of `studies/tabular.py` and a 30-32-1 network; no variant was chosen on it."""
     task = tabular.breast_cancer()
     return Task(
         model=lambda: nn.Sequential(nn.Linear(30, 32), nn.Tanh(), nn.Linear(32, 1)),

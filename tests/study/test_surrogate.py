@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.study.test_search import SPACE
-from tuner.search import Observation, estimates, propose
+from tuner.observed import Observation
+from tuner.search import estimates, propose
 from tuner.surrogate import PRIOR, SAMPLES, _covariance, _prior_samples, fit
 
 RNG = np.random.default_rng(0)

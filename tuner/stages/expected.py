@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tuner.observed import Observation
 from tuner.records import Stage
-from tuner.search import Estimate, Observation, estimates
+from tuner.search import Estimate, estimates
 from tuner.space import Point, Space, arm_space, default_point
 from tuner.spec import StudySpec
 from tuner.stages.history import OPEN, History, observation

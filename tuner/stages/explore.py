@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from tuner.observed import Observation
 from tuner.records import Direction, StopRule, Trial
-from tuner.search import Observation, promising, propose
+from tuner.search import promising, propose
 from tuner.space import (
     NOT_WIDENED,
     Bounds,
