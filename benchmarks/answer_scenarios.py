@@ -90,5 +90,6 @@ SCENARIOS = {
         Scenario("mnist_pooled", **_SGD),
         Scenario("autoencoder", **_ADAMW),
         Scenario("characters", **_SGD),
+        Scenario("diagnosis", **{**_ADAMW, "optimizer": "adam"}),
     )
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from studies import charlm, digits, mnist
+from studies import charlm, digits, mnist, tabular
 from tuner import Task
 from tuner.data import fetcher
 
@@ -109,4 +109,15 @@ def characters() -> Task:
         val=windows(task.val, 1_000),
         loss=_next_character,
         val_batch_size=1_000,
+    )
+
+
+def diagnosis() -> Task:
+    """The tumours of `studies/tabular.py` and a 30-32-1 network; no variant was chosen on it."""
+    task = tabular.breast_cancer()
+    return Task(
+        model=lambda: nn.Sequential(nn.Linear(30, 32), nn.Tanh(), nn.Linear(32, 1)),
+        train=task.train,
+        val=task.val,
+        loss=task.loss,
     )

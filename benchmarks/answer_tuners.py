@@ -232,14 +232,12 @@ def study_spec(scenario: Scenario, repetition: int, preset: str, **budget: float
 
 
 def _note(bill: Bill, spec: StudySpec, history: History) -> None:
-    """What `study show` would call the answer now."""
-    from tuner.stages import leading_point
+    """What `study show` calls the best now."""
+    from tuner.standing import best_of
 
-    found = leading_point(spec, history, spec.arms[0].name)
-    if found is not None:
-        point, reported = found
-        params = next(t.params for t in history.trials.values() if t.point == point)
-        bill.choose(dict(params), reported)
+    best = best_of(spec, history, spec.arms[0].name)
+    if best is not None:
+        bill.choose(best.params, best.value)
 
 
 TUNERS: dict[str, Tuner] = {

@@ -36,7 +36,7 @@ from benchmarks.answer_tuners import TUNERS, Train
 from benchmarks.trial_batches import execute, largest_stack
 from tuner.records import Job, Outcome
 
-CHECKPOINTS = (500, 750, 1_000, 1_250, 1_500, 2_000, 3_000, 4_000, 5_000, 7_000, 10_000)
+CHECKPOINTS = (500, 750, 1_000, 1_250, 1_500, 2_000, 3_000, 4_000, 5_000, 7_000, 10_000, 13_000)
 SEEDS, FRESH = 5, 900_000_000  # of the seeds that confirm; no study reaches them
 
 
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--tuners", nargs="+", choices=list(TUNERS), default=list(TUNERS))
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--first", type=int, default=100, help="number of the first repetition")
-    parser.add_argument("--budget", type=int, default=CHECKPOINTS[-1], help="steps of a peer")
+    parser.add_argument("--budget", type=int, default=7_000, help="steps of a peer")
     parser.add_argument("--peers", type=Path, help="a folder with packages: ray")
     parser.add_argument("--report", action="store_true", help="print the table of what there is")
     arguments = parser.parse_args()

@@ -179,7 +179,10 @@ class Rule:
 
     ``hypers`` and then ``options`` are in constructor order; ``packs`` joins scalars into one
     argument, as torch does (``{"betas": ("beta1", "beta2")}``). ``batch_scaling`` says how the
-    learning rate follows the batch size. ``check(values)`` returns what is wrong with a
+    learning rate follows the batch size. ``linear`` rules step in proportion to the gradients, so
+    that L2 decay shrinks their weights as decoupled decay does. ``summed`` names the number whose
+    buffer sums past steps up without a weight: a steady step is 1 / (1 - it) times a single one.
+    ``check(values)`` returns what is wrong with a
     combination of values, or None. ``torch_group`` is what the param groups of torch's optimizer
     for this rule say and ours do not: it goes into checkpoints, and a checkpoint that says
     otherwise is one of another rule. ``sparse`` is None for rules that refuse sparse gradients; for
@@ -199,6 +202,8 @@ class Rule:
     equations: str
     weight_decay_mode: DecayMode
     batch_scaling: BatchScaling
+    linear: bool = False
+    summed: str | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     packs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: Callable[[Values], str | None] = no_conflict

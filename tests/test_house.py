@@ -52,7 +52,7 @@ LAYERS = {
         ("tuner.spec_sections",),
         ("tuner.spec", "tuner.task", "tuner.provenance", "tuner.recipes"),
         ("tuner.space",),
-        ("tuner.surrogate",),
+        ("tuner.surrogate", "tuner.observed"),
         ("tuner.search", "tuner.store", "tuner.executors.base", "tuner.compare"),
         ("tuner.stages",),
         (

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tuner.observed import Observation, Warp, finite_values
 from tuner.records import Direction
 from tuner.space import Dimension, Point, Space
 
@@ -35,29 +36,19 @@ _STEPS = (0.05, 0.2)  # how far around, in units of the box
 _AS_GOOD = 0.8  # of the largest expected improvement: of these the most central is taken
 _UNUSUAL = 0.25  # of the quasi-random points are free of an axis' usual value
 _LEVEL = 0.3  # of failures, below which a place works: with half, half of the runs go too far
-_CAP = 10.0  # of the distance from the best to the median: everything beyond is as bad
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A point and its result; `value=None` for a run that diverged or failed.
-
-    `pruned_at` is the step at which early stopping ended the run, None for a run to its end.
-    `length` is the share of a full trial that the run was planned for.
-    """
-
-    point: Point
-    value: float | None
-    pruned_at: int | None = None
-    length: float = 1.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a full run at a point is expected to give, over seeds."""
+    """What a full run at a point is expected to give over seeds, `low` to `high` with 95 %.
+
+    None for the bounds where runs are too few, or too many, for the surrogate.
+    """
 
     point: Point
     value: float
+    low: float | None = None
+    high: float | None = None
 
 
 def propose(
@@ -112,22 +103,26 @@ def estimates(
         if o.value is not None and o.length >= length and o.point not in points:
             points.append(o.point)
     told = finite_values(seen, direction)
-    means = [
-        statistics.fmean(v for o, v in zip(seen, told, strict=True) if o.point == p) for p in points
+    found = [
+        Estimate(p, statistics.fmean(v for o, v in zip(seen, told, strict=True) if o.point == p))
+        for p in points
     ]
+    ranks = [sign * e.value for e in found]
     free = tuple(d for d in space if _is_free(d))
     inside = [o for o in seen if _contains(free, o.point)]
     known = [k for k, p in enumerate(points) if _contains(free, p)]
     if free and known and _FEWEST <= len(inside) <= MOST:
-        warp = _Warp.of(inside, sign)
+        warp = Warp.of(inside, sign)
         model = _model(free, inside, warp)
-        smoothed, _ = model.predict(_places(free, [points[k] for k in known]))
+        smoothed = model.predict(_places(free, [points[k] for k in known]))
         failed = [o.point for o in seen if o.value is None]
-        for k, z in zip(known, smoothed, strict=True):
+        for k, mean, deviation in zip(known, *smoothed, strict=True):
             if points[k] not in failed:
-                means[k] = sign * warp.back(float(z))
-    order = sorted(range(len(points)), key=lambda k: sign * means[k])
-    return [Estimate(points[k], means[k]) for k in order]
+                value, low, high = warp.mean(float(mean), float(deviation), model.noise)
+                low, high = sorted((sign * low, sign * high))
+                found[k] = Estimate(points[k], sign * value, low, high)
+                ranks[k] = warp.back(float(mean))
+    return [found[k] for k in sorted(range(len(found)), key=ranks.__getitem__)]
 
 
 def promising(
@@ -210,58 +205,7 @@ def _places(space: Space, points: Sequence[Point]) -> Array:
     return np.array([[d.fraction(p[d.name]) for d in space] for p in points], dtype=np.float64)
 
 
-def finite_values(seen: Sequence[Observation], direction: Direction) -> list[float]:
-    """Every observation's value, a missing one replaced by finite and worse than the worst."""
-    sign = 1.0 if direction == "minimize" else -1.0
-    known = [o.value for o in seen if o.value is not None and math.isfinite(o.value)]
-    worst = max((sign * v for v in known), default=0.0)
-    best = min((sign * v for v in known), default=0.0)
-    missing = sign * (worst + max(worst - best, abs(worst), 1.0))
-    return [o.value if o.value is not None and math.isfinite(o.value) else missing for o in seen]
-
-
-@dataclass(frozen=True)
-class _Warp:
-    """A scale on which differences among good runs count, and how bad a bad run is does not.
-
-    The logarithm of the distance to the best, in units of the median's, up to `_CAP`; a run without
-    a value lies a step beyond. Values are signed so that small ones are good.
-    """
-
-    sign: float
-    best: float
-    unit: float
-
-    @classmethod
-    def of(cls, seen: Sequence[Observation], sign: float) -> _Warp:
-        known = [sign * o.value for o in seen if o.value is not None and math.isfinite(o.value)]
-        best = min(known, default=0.0)
-        return cls(sign, best, (statistics.median(known) - best if known else 0.0) or 1.0)
-
-    def __call__(self, seen: Sequence[Observation]) -> Array:
-        """The scaled values; a pruned run is at least as bad as the median of its length."""
-        ends: dict[float, list[float]] = {}
-        for o in seen:
-            if o.pruned_at is None and o.value is not None:
-                ends.setdefault(o.length, []).append(self.sign * o.value)
-        typical = {length: statistics.median(values) for length, values in ends.items()}
-        scaled = []
-        for o in seen:
-            if o.value is None or not math.isfinite(o.value):
-                scaled.append(math.log1p(_CAP) + 0.5)
-                continue
-            value = self.sign * o.value
-            if o.pruned_at is not None:
-                value = max(value, typical.get(o.length, value))
-            scaled.append(math.log1p(min((value - self.best) / self.unit, _CAP)))
-        return np.array(scaled)
-
-    def back(self, scaled: float) -> float:
-        """The signed value at a place of the scale."""
-        return self.best + self.unit * math.expm1(scaled)
-
-
-def _model(space: Space, seen: Sequence[Observation], warp: _Warp) -> Surrogate:
+def _model(space: Space, seen: Sequence[Observation], warp: Warp) -> Surrogate:
     from tuner.surrogate import fit
 
     shorts = np.array([1.0 - o.length for o in seen])
@@ -309,7 +253,7 @@ def _believing(
 
     A pending run is taken to give what is expected of it, so that nobody runs beside it.
     """
-    warp = _Warp.of(seen, 1.0 if direction == "minimize" else -1.0)
+    warp = Warp.of(seen, 1.0 if direction == "minimize" else -1.0)
     model = _model(space, seen, warp)
     running = [p for p in pending if _contains(space, p)]
     if running:

@@ -40,8 +40,6 @@ _IDLE = 0.01  # of the weights: a decay that takes no more from them over a whol
 _CLIP_SPAN = 10.0  # a clipping limit is searched this far around the one given
 
 NOT_WIDENED: Bounds = MappingProxyType({})
-# Rules whose buffer sums up steps, not weighted by one minus this number.
-_SUMMED = {"sgd": "momentum", "lars": "momentum", "rmsprop": "momentum"}
 _EXPONENT: dict[BatchScaling, float] = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 
@@ -200,8 +198,8 @@ def idle_decay(spec: StudySpec, arm: ArmSection, curve: LrCurve | None) -> float
         return 0.0
     if mode == "decoupled":
         lr = rule.hypers["lr"].default if decay_is_coupled(spec, arm) else curve.suggested_lr
-    elif mode == "l2" and arm.optimizer == "sgd":
-        lr = curve.suggested_lr / (1 - _default(arm, "momentum"))
+    elif mode == "l2" and rule.linear:
+        lr = curve.suggested_lr / (1 - (_default(arm, rule.summed) if rule.summed else 0.0))
     else:
         return 0.0
     return _IDLE / (0.5 * lr * curve.run_steps)  # half of the peak is what schedules use of it
@@ -332,7 +330,7 @@ def momentum_factor(spec: StudySpec, arm: ArmSection, values: Mapping[str, float
 
     The range test ran at the arm's own momentum, which need not lie in the range that is searched.
     """
-    name = _SUMMED.get(arm.optimizer)
+    name = get_rule(arm.optimizer).summed
     if name is None or name not in searched(spec, arm) or spec.box(arm).lr != "auto":
         return 1.0
     first = _default(arm, name)

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.special import stdtrit
-
-from tuner.compare.statistics import t_interval
+from tuner.answer import compare_study
 from tuner.records import Stage, Trial
 from tuner.spec import StudySpec
 from tuner.stages import (
@@ -18,19 +16,17 @@ from tuner.stages import (
     Calibration,
     Cost,
     History,
-    better_first,
     calibration,
-    chosen_point,
     expected_trials,
     final_box,
     full_costs,
     judged_trials,
+    leading,
     resolved,
     unresolved_bounds,
     widenings,
 )
 
-_ENOUGH = 3  # degrees of freedom of the seed noise; with fewer, an interval says nothing
 _RANGE: Stage = "lr-range"
 
 
@@ -45,18 +41,18 @@ class Left:
 
 @dataclass(frozen=True)
 class Best:
-    """The best configuration of an arm so far.
+    """The configuration that an arm would answer now, and what it gives over seeds.
 
-    `low` and `high` bound its mean: by a t interval over fresh seeds, or for a single run by the
-    seed noise, once enough runs tell of that. A single run that was chosen for its score is
-    optimistic.
+    `low` and `high` bound that with 95 %. Once runs judge the configuration these are the numbers
+    of the comparison. Before, they are those of the model of all the arm's runs: the score of a
+    run, or of a few, that was chosen for being good is better than what the configuration gives.
     """
 
     value: float
     low: float | None
     high: float | None
-    runs: int
-    fresh: bool  # whether the runs took no part in the choice
+    runs: int  # of this configuration that the numbers rest on
+    fresh: bool  # whether these took no part in the choice
     params: dict[str, Any]
     number: int  # of one of the trials
 
@@ -122,32 +118,51 @@ def _cost_of(spec: StudySpec, history: History, stage: Stage, arm: str, full: Co
     return Cost(full.steps * length, full.seconds * length)
 
 
-def best_of(spec: StudySpec, history: History, arm: str, noise: Calibration) -> Best | None:
-    """The best configuration of an arm so far: judged, else confirmed, else of one run."""
-    point = chosen_point(spec, history, arm)
-    judged = judged_trials(spec, history, arm)
-    confirmed = [t for t in history.of("confirm", arm) if t.point == point]
-    for runs, fresh in ((judged, True), (confirmed, False)):
-        done = [t for t in runs if t.state == "completed" and t.value is not None]
-        if done:
-            values = [t.value or 0.0 for t in done]
-            interval = t_interval(values) if len(values) > 1 else None
-            mean = statistics.fmean(values)
-            low, high = (interval.low, interval.high) if interval else _one_run(mean, noise)
-            return Best(mean, low, high, len(done), fresh, done[0].params, done[0].number)
-    tried = [*history.first_runs(arm), *history.of("explore", arm)]
-    first = next(iter(better_first(spec, tried or history.of("screen", arm))), None)
-    if first is None or first.value is None:
+def best_of(spec: StudySpec, history: History, arm: str) -> Best | None:
+    """What an arm would answer now: as it is judged, else as it is expected to be."""
+    return _judged(spec, history).get(arm) or _expected(spec, history, arm)
+
+
+def _judged(spec: StudySpec, history: History) -> dict[str, Best]:
+    """The arms that were judged, as the comparison of this moment has them."""
+    runs = {a.name: judged_trials(spec, history, a.name) for a in spec.arms}
+    if not any(t.state == "completed" for trials in runs.values() for t in trials):
+        return {}
+    comparison = compare_study(spec, list(history.trials.values()), history.curves)
+    chose = spec.budget.decide_seeds == 0 and spec.budget.confirm_top > 1
+    return {
+        a.name: Best(
+            value=a.mean,
+            low=a.ci_low,
+            high=a.ci_high,
+            runs=len(a.seeds),
+            fresh=not chose,
+            params=a.params,
+            number=runs[a.name][0].number,
+        )
+        for a in comparison.arms
+        if runs[a.name]
+    }
+
+
+def _expected(spec: StudySpec, history: History, arm: str) -> Best | None:
+    found = leading(spec, history, arm)
+    if found is None:
         return None
-    low, high = _one_run(first.value, noise)
-    return Best(first.value, low, high, 1, False, first.params, first.number)
-
-
-def _one_run(value: float, noise: Calibration) -> tuple[float | None, float | None]:
-    if noise.sigma is None or noise.freedom < _ENOUGH:
-        return (None, None)
-    either_side = stdtrit(noise.freedom, 0.975) * noise.sigma
-    return (value - either_side, value + either_side)
+    runs = [
+        t
+        for t in history.trials.values()
+        if t.arm == arm and t.point == found.point and t.state == "completed"
+    ]
+    return Best(
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        runs=len(runs),
+        fresh=False,
+        params=runs[0].params,
+        number=runs[0].number,
+    )
 
 
 def known_limits(trials: Sequence[Trial]) -> dict[str, int]:
@@ -170,7 +185,7 @@ def standing_of(spec: StudySpec, history: History) -> Standing:
     by_stage = Counter(t.stage for t in finished)
     by_arm = Counter(t.arm for t in finished)
     sizes = {stage: sum(arms.values()) for stage, arms in expected.items()}
-    noise = calibration(spec, history)
+    judged = _judged(spec, history)
     limits = known_limits(list(history.trials.values()))
     arms = []
     for arm in spec.arms:
@@ -180,7 +195,7 @@ def standing_of(spec: StudySpec, history: History) -> Standing:
                 name=arm.name,
                 finished=by_arm[arm.name],
                 expected=sum(stage[arm.name] for stage in expected.values()),
-                best=best_of(spec, history, arm.name, noise),
+                best=judged.get(arm.name) or _expected(spec, history, arm.name),
                 lr_box=(axis.low, axis.high),
                 on_bound=[str(hit) for hit in widenings(spec, history, arm.name)],
                 flags=unresolved_bounds(spec, history, arm.name),
@@ -193,6 +208,6 @@ def standing_of(spec: StudySpec, history: History) -> Standing:
         expected=sizes,
         arms=arms,
         failures=dict(Counter(t.failure.kind for t in finished if t.failure is not None)),
-        calibration=noise,
+        calibration=calibration(spec, history),
         left=remaining(spec, history),
     )

@@ -55,6 +55,12 @@ class Surrogate:
     center: float
     spread: float
 
+    @property
+    def noise(self) -> float:
+        """The standard deviation of one full run around its expected value."""
+        variances = (self.settings[:, -2] * self.scales) ** 2
+        return self.spread * float(np.sqrt(self.weights @ variances))
+
     def predict(self, places: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of a full run's expected value, each of shape (m,)."""
         means, deviations = self._each(places)

@@ -56,6 +56,7 @@ LARS = Rule(
     scope="tensor",
     weight_decay_mode="inside",
     batch_scaling="linear",
+    summed="momentum",
     paper="You et al., 2017, https://arxiv.org/abs/1708.03888",
     summary="Momentum SGD with a rate per layer, from the norms of weights and gradient.",
     when="Convolutional networks with batches of thousands, with a warmup.",

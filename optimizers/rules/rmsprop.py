@@ -56,6 +56,7 @@ RMSPROP = Rule(
     scope="element",
     weight_decay_mode="l2",
     batch_scaling="sqrt",
+    summed="momentum",
     paper="Tieleman and Hinton, 2012; Graves, 2013, https://arxiv.org/abs/1308.0850",
     summary="The gradient over the root of its running square.",
     when="Reinforcement learning and recurrent models where Adam's momentum disturbs.",

@@ -130,6 +130,7 @@ SGD = Rule(
     scope="element",
     weight_decay_mode="inside",
     batch_scaling="linear",
+    linear=True,
     paper="Defazio et al., NeurIPS 2024, https://arxiv.org/abs/2405.15682",
     summary="SGD at a point between the iterate and its running average; needs no schedule.",
     when="Runs whose length is not known in advance; a constant learning rate, with a warm-up.",
@@ -160,6 +161,7 @@ ADAMW = replace(
     },
     packs=BETAS,
     batch_scaling="sqrt",
+    linear=False,
     summary="AdamW at a point between the iterate and its running average; needs no schedule.",
     equations=SGD.equations.replace(
         r"(g_t +", r"(g_t / (\sqrt{v_t / (1 - \beta_2^t)} + \text{eps}) +"

@@ -57,6 +57,8 @@ SGD = Rule(
     scope="element",
     weight_decay_mode="l2",
     batch_scaling="linear",
+    linear=True,
+    summed="momentum",
     sparse=lambda hyper: hyper.momentum == 0,
     check=check,
     paper="Sutskever et al., ICML 2013, https://proceedings.mlr.press/v28/sutskever13.html",

@@ -224,3 +224,29 @@ def test_complex_parameters_are_pairs_of_reals(row):
     actual = drive(ours(row, settings, param), param, [torch.view_as_complex(g) for g in grads])
     expected = drive(ours(row, settings, pairs), pairs, grads)
     assert torch.equal(torch.view_as_real(actual[-1]), expected[-1])
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_a_row_says_whether_steps_are_linear_in_the_gradients(name):
+    """Twice the gradients move the weights twice as far, or the row does not say so."""
+    start, grads = problem((4, 3), 8)  # the first five of radam are momentum SGD's
+    moved = []
+    for scale in (1.0, 2.0):
+        param = torch.nn.Parameter(start.clone())
+        optimizer = optimizers.create(name, [param], lr=1e-3, weight_decay=0.0)
+        moved.append(drive(optimizer, param, [scale * grad for grad in grads])[-1] - start)
+    assert torch.allclose(moved[1], 2 * moved[0]) is optimizers.get_rule(name).linear
+
+
+@pytest.mark.parametrize("name", [n for n in optimizers.names() if optimizers.get_rule(n).summed])
+def test_a_summed_number_lengthens_steady_steps(name):
+    """Under one and the same gradient a step is 1 / (1 - momentum) times that without momentum."""
+    start, (grad,) = problem((4, 3), 1)
+    steps = []
+    for momentum in (0.0, 0.75):
+        param = torch.nn.Parameter(start.clone())
+        arguments = {optimizers.get_rule(name).summed: momentum}
+        optimizer = optimizers.create(name, [param], lr=1e-9, weight_decay=0.0, **arguments)
+        path = drive(optimizer, param, [grad] * 1_000)
+        steps.append((path[-1] - path[-2]).norm())
+    assert steps[1] / steps[0] == pytest.approx(4.0, rel=1e-2)

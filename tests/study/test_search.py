@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.study.specs import ADAMW, CURVE, SGD, study_spec
-from tuner.search import Observation, estimates, finite_values, promising, propose
+from tuner.observed import Observation, finite_values
+from tuner.search import estimates, promising, propose
 from tuner.space import (
     Dimension,
     arm_space,

@@ -163,12 +163,20 @@ def test_a_planted_winner_is_found() -> None:
     assert comparison.arms[0].verdict == "best"
 
 
-def test_stop_rules_compare_at_the_same_fraction() -> None:
-    assert stop_rules([[1.0, 2.0, 3.0, 4.0]] * 4, 4) == ()
-    seen = [[0.1, 0.1 * n, 0.2 * n, 1.0] for n in range(5)]
-    assert [(r.evaluation, r.threshold) for r in stop_rules(seen, 4)] == [(2, 0.2), (3, 0.4)]
-    assert [r.evaluation for r in stop_rules(seen, 4, warmup=0.5)] == [3]
-    assert stop_rules(seen, 4, warmup=0.8) == ()
+def test_a_run_is_stopped_when_it_is_worse_than_all_that_ended_well_were() -> None:
+    """At the same fraction of their runs; the better half ended well, whatever it looked like."""
+    assert stop_rules([[1.0, 2.0, 3.0, 4.0]] * 4, "minimize", 4) == ()
+    seen = [[0.1, 0.1 * n, 0.2 * n, 1.0 * n] for n in range(5)]
+    found = stop_rules(seen, "minimize", 4)
+    assert [(r.evaluation, r.threshold) for r in found] == [(3, 0.4)]
+    assert stop_rules(seen, "minimize", 4, warmup=0.5) == found
+    assert stop_rules(seen, "minimize", 4, warmup=0.8) == ()
+    late = [[0.1, -n, -n, 1.0 * n] for n in range(5)]  # the better its end, the worse before
+    assert [r.threshold for r in stop_rules(late, "minimize", 4)] == [0]
+    upside_down = [[-v for v in run] for run in seen]
+    assert [r.threshold for r in stop_rules(upside_down, "maximize", 4)] == [-0.4]
+    cut = [*seen, [0.1, 9.0]]  # a run that ended early says nothing of ends
+    assert stop_rules(cut, "minimize", 4) == found
 
 
 def test_nothing_is_stopped_early_when_told_so() -> None:

@@ -1,14 +1,12 @@
 """Where a study stands while it runs: stage, arms, best with its interval, what is left."""
 
-from dataclasses import replace
-
 import pytest
-import scipy.stats
 
 from tests.study.specs import CURVE, WHOLE, simulate, study_spec
 from tests.study.test_bounds import optimum_at
+from tuner.answer import compare_study
 from tuner.records import Failure
-from tuner.stages import History, calibration
+from tuner.stages import History, leading
 from tuner.standing import best_of, remaining, standing_of
 
 SPEC = study_spec(**WHOLE)
@@ -55,16 +53,30 @@ def test_at_the_end_nothing_is_left_and_fresh_runs_judge(trials: dict) -> None:
         assert arm.best.low < arm.best.value < arm.best.high
 
 
-def test_a_single_run_has_the_interval_of_the_seed_noise_once_that_is_known(trials: dict) -> None:
-    first = min(n for n, t in trials.items() if t.stage == "confirm")
-    history = part(trials, first)
-    noise = calibration(SPEC, history)
-    few, enough = (
-        best_of(SPEC, history, SPEC.arms[0].name, replace(noise, freedom=n)) for n in (2, 5)
-    )
-    assert (few.runs, few.fresh, few.low, few.high) == (1, False, None, None)
-    low, high = scipy.stats.t.interval(0.95, 5, enough.value, noise.sigma)
-    assert (enough.low, enough.high) == pytest.approx((low, high))
+def test_while_an_arm_chooses_its_best_is_what_its_runs_expect(trials: dict) -> None:
+    """Not the score of the run that was best, which is lucky; with the model's interval."""
+    history = part(trials, min(n for n, t in trials.items() if t.stage == "confirm"))
+    arm = SPEC.arms[0].name
+    best, likely = best_of(SPEC, history, arm), leading(SPEC, history, arm)
+    assert (best.value, best.low, best.high) == (likely.value, likely.low, likely.high)
+    assert (best.fresh, best.runs > 0) == (False, True)
+    assert best.low < best.value < best.high
+    luckiest = max(t.value for t in history.of("explore", arm))
+    assert best.value < luckiest
+
+
+def test_at_the_end_show_and_compare_say_the_same(trials: dict) -> None:
+    """A run that diverged included, which counts as the worst in both."""
+    arm = SPEC.arms[0].name
+    last = max(n for n, t in trials.items() if t.stage == "decide" and t.arm == arm)
+    lost = trials[last].model_copy(update={"state": "diverged", "value": None})
+    for known in (trials, {**trials, last: lost}):
+        history = part(known, len(known))
+        found = {a.name: a for a in compare_study(SPEC, [*known.values()], history.curves).arms}
+        for standing in standing_of(SPEC, history).arms:
+            judged = found[standing.name]
+            numbers = (standing.best.value, standing.best.low, standing.best.high)
+            assert numbers == (judged.mean, judged.ci_low, judged.ci_high)
 
 
 def test_time_left_counts_slots_and_short_runs(trials: dict) -> None:

@@ -29,7 +29,8 @@ UNDER_WAY = ("running", "interrupted", "stopped")
 def show(context: Context, name: str, as_json: bool) -> None:
     """Show where study NAME stands, also while it runs: stages, arms, failures, what is left.
 
-    An interval is that of the mean over fresh seeds, or of a single run by the seed noise.
+    Once fresh seeds judge an arm, its numbers are those of `study compare`. Before, they are what
+    the model of all its runs expects, which is less than the luckiest run has shown.
 
     \b
     Examples:

@@ -32,7 +32,7 @@ from tuner.stages.budget import (
     slot_seconds,
     steps_ratio,
 )
-from tuner.stages.expected import expected, leading_point
+from tuner.stages.expected import expected, leading
 from tuner.stages.explore import evaluations_of, lookback, stop_rules
 from tuner.stages.history import OPEN, History, Planned, better_first
 from tuner.stages.judge import candidates, chosen_point, judged_trials, judging_stages, looks
@@ -69,7 +69,7 @@ __all__ = [
     "full_trials",
     "judged_trials",
     "judging_stages",
-    "leading_point",
+    "leading",
     "least_cost",
     "lookback",
     "looks",

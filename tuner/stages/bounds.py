@@ -15,7 +15,6 @@ from tuner.stages.judge import chosen_point
 Side = Literal["low", "high"]
 
 _OUTER = 0.1  # of a log range: the best point there, or two of the best three, is on the bound
-_EDGE = 0.05  # a chosen point this close to an end of the final box leaves the question open
 _FACTOR = 10.0  # by which a bound moves
 _PROBE = 1 / 3  # where in the new part the first point lies: a cliff may be near
 
@@ -139,7 +138,7 @@ def final_box(spec: StudySpec, history: History, arm: str) -> Space:
 
 
 def unresolved_bounds(spec: StudySpec, history: History, arm: str) -> list[str]:
-    """ "at-bound-lr" when the chosen learning rate lies on the edge of the final box.
+    """ "at-bound-lr" when the chosen learning rate lies on the outer tenth of the final box.
 
     Then a better one may lie outside, and the arm is under-explored, not a loser. A weight decay on
     its bound is no such reason: towards zero it simply stops to matter.
@@ -151,7 +150,7 @@ def unresolved_bounds(spec: StudySpec, history: History, arm: str) -> list[str]:
     if axis.low >= axis.high or not axis.contains(point["lr"]):
         return []
     place = _place(axis, point)
-    return ["at-bound-lr"] if place < _EDGE or place > 1 - _EDGE else []
+    return ["at-bound-lr"] if place < _OUTER or place > 1 - _OUTER else []
 
 
 def beyond(spec: StudySpec, history: History, arm: str) -> list[Point]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tuner.observed import Observation
 from tuner.records import Stage
-from tuner.search import Estimate, Observation, estimates
+from tuner.search import Estimate, estimates
 from tuner.space import Point, Space, arm_space, default_point
 from tuner.spec import StudySpec
 from tuner.stages.history import OPEN, History, observation
@@ -43,23 +44,14 @@ def expected(
     return [replace(e, point=original[tuple(e.point.values())]) for e in found]
 
 
-def leading_point(spec: StudySpec, history: History, arm: str) -> tuple[Point, float] | None:
-    """The configuration that an arm would answer now and the value to report; None without one.
+def leading(spec: StudySpec, history: History, arm: str) -> Estimate | None:
+    """The configuration that an arm would answer now, by all runs that may choose; None without.
 
-    While the arm still chooses, both are the surrogate's. Once its choice is made, runs that took
-    no part in it tell the value.
+    Of those that were confirmed where there are any. Points of short runs alone count as well.
     """
     best = expected(spec, history, arm, length=0.0)
-    if not best:
-        return None
-    confirmed = {tuple(sorted(t.point.items())) for t in history.of("confirm", arm)}
-    chosen = next((e for e in best if tuple(sorted(e.point.items())) in confirmed), best[0])
-    judged = [
-        t.value
-        for t in history.of("decide", arm)
-        if t.value is not None and t.point == chosen.point and t.state == "completed"
-    ]
-    return chosen.point, sum(judged) / len(judged) if judged else chosen.value
+    confirmed = [t.point for t in history.of("confirm", arm)]
+    return next((e for e in best if e.point in confirmed), best[0] if best else None)
 
 
 def _around(space: Space, points: Sequence[Point]) -> Space:

@@ -9,12 +9,12 @@ seed is not lucky twice.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from tuner.records import StopRule, Trial
-from tuner.search import Observation, promising, propose
+from tuner.observed import Observation
+from tuner.records import Direction, StopRule, Trial
+from tuner.search import promising, propose
 from tuner.space import (
     NOT_WIDENED,
     Bounds,
@@ -46,7 +46,7 @@ from tuner.stages.history import (
 )
 from tuner.stages.start import calibrated_arms, first_points
 
-_PRUNE_AT = (0.5, 0.75)  # fractions of a run
+_PRUNE_AT = 0.75  # of a run: at half of it, good learning rates just under the cliff look bad
 _PRUNE_AFTER = 5  # completed trials of the same arm and length to compare with
 SCREEN_EVALUATIONS = 4  # of a short run: enough for _PRUNE_AT
 
@@ -239,6 +239,7 @@ def _rules(spec: StudySpec, history: History, place: Planned) -> tuple[StopRule,
     ]
     return stop_rules(
         visible,
+        spec.study.direction,
         evaluations_of(spec, spec.budget.screen_length if short else 1.0),
         longest_warmup(spec, spec.arm(place.arm)),
     )
@@ -257,22 +258,26 @@ def longest_warmup(spec: StudySpec, arm: ArmSection) -> float:
 
 
 def stop_rules(
-    evaluations: Sequence[Sequence[float]], count: int, warmup: float = 0.0
+    evaluations: Sequence[Sequence[float]], direction: Direction, count: int, warmup: float = 0.0
 ) -> tuple[StopRule, ...]:
-    """Early stopping of an exploration trial: worse than the median of its own arm.
+    """Early stopping of an exploration trial: worse than all that ended well were at that moment.
 
     `evaluations` hold the metric at each of the `count` evaluations of the arm's completed trials
-    of the same length that the new trial may see, so that a rerun gets the same rules. Trials are
-    compared at the same fraction of their own schedule, after the `warmup` share of it, and never
-    across arms or schedules: rankings flip during decay.
+    of the same length that the new trial may see, so that a rerun gets the same rules. Those that
+    ended well are their better half, and the worst that one of them was at a fraction of its own
+    schedule is what a new trial must reach there, after the `warmup` share of it. So the study
+    itself says what an unfinished run tells of its end: where good runs look bad until the learning
+    rate falls, nothing is stopped, and of runs as good as the better half hardly any ever is.
+    Trials are never compared across arms or schedules.
     """
-    rules = []
-    for fraction in _PRUNE_AT:
-        number = math.ceil(fraction * count)
-        values = [run[number - 1] for run in evaluations if len(run) >= number]
-        if len(values) >= _PRUNE_AFTER and number < count and number / count > warmup:
-            rules.append(StopRule(evaluation=number, threshold=statistics.median(values)))
-    return tuple(rules)
+    number = math.ceil(_PRUNE_AT * count)
+    ended = [run for run in evaluations if len(run) == count]
+    if len(ended) < _PRUNE_AFTER or number == count or number / count <= warmup:
+        return ()
+    ended.sort(key=lambda run: run[-1], reverse=direction == "maximize")
+    good = ended[: math.ceil(len(ended) / 2)]
+    worst = max if direction == "minimize" else min
+    return (StopRule(evaluation=number, threshold=worst(run[number - 1] for run in good)),)
 
 
 SCREEN = Phase("screen", _screen, _screen_point, _rules, lambda spec: spec.budget.screen_length)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from tuner.observed import Observation
 from tuner.records import LrCurve, Stage, StopRule, Trial
-from tuner.search import Observation
 from tuner.space import Point
 from tuner.spec import StudySpec
 
