@@ -30,8 +30,8 @@ FIXED_SLOPE, SLOPE_SD = -0.6, 0.4
 START_SLOPE = -0.15
 # The temperature, as a share of the gain: differences this small say nothing about a longer run.
 NEGLIGIBLE = 0.04
-# A rate that loses so many temperatures is out; one at the end that loses less may hide a better.
-OUT = 2.5
+# A rate that loses this share of the gain is out; one at the end that loses less may hide a better.
+OUT = 0.1
 # How far beyond the rates that were tried a best one at their end may lie, in decades.
 BEYOND = 0.25
 # Losses that differ by less than this share are equal but for rounding: Adafactor caps its rate.

@@ -190,12 +190,10 @@ class Search:
         if lowest == highest:
             return highest + 1
         losses = np.array([tried[place].losses for place in places])
-        before = np.array(self.before[: losses.shape[1]])
-        lost = lr_fit.excess(losses, before)
-        limit = min(lr_fit.OUT * lr_fit.temperature(losses, before), 1.0)
+        lost = lr_fit.excess(losses, np.array(self.before[: losses.shape[1]]))
         ends = ((lost[0], lowest - 1), (lost[-1], highest + 1))
         least, place = min(ends)
-        if least < limit:
+        if least < lr_fit.OUT:
             return place
         return self._between(places, lost.tolist()) if horizon == self.plan.long else None
 
