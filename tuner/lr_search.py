@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 # A test costs this share of the run that it is for, and no more than BUDGET steps.
 SHARE, BUDGET = 1.48, 2000
 # Of the budget: the longer horizon takes three or four runs of this share.
-LONG_SHARE, SHORT_OF_LONG = 0.158, 0.17
+LONG_SHARE, SHORT_OF_LONG = 0.15, 0.17
 RAMP_SHARE, RAMP_STEPS = 0.09, (36, 60)
 SHORTEST, LONG_ENOUGH = 4, 12
 # Decades between neighbouring runs; a gap wider than WIDE_GAP beside the best one may be halved.
@@ -34,7 +34,7 @@ STEP, WIDE_GAP = 0.45, 0.35
 SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
 # Held-out batches that judge a run, of longer ones as a share of its steps and within bounds; a
 # forward pass costs a third of a step.
-SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.35, (8, MOST_LOOKS), 1 / 3
+SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.2, (8, MOST_LOOKS), 1 / 3
 # A run within this share of the best one's gain is as good as the best.
 TOLERANCE = 0.05
 # Gains as probable as this without learning are chance, and doubtful if as probable as that. A loss
