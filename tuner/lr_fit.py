@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 
 # Decades of the best learning rate for each decade of the horizon, of an update of fixed length,
 # and how far single tasks are from that.
-FIXED_SLOPE, SLOPE_SD = -0.6, 0.4
+FIXED_SLOPE, SLOPE_SD = -0.6, 0.5
 # The same from a few steps to many, whatever the rule: so few steps favour high rates everywhere.
 START_SLOPE = -0.15
 # The temperature, as a share of the gain: differences this small say nothing about a longer run.

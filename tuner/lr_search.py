@@ -42,7 +42,7 @@ TOLERANCE = 0.05
 CHANCE, DOUBTFUL, LOST = 0.1, 0.02, 3.0
 # The search box around the suggestion: a study also moves what was fixed here.
 BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
-WIDE = 1.0  # decades: an interval that tells little
+WIDE = 1.25  # decades: an interval that tells little
 # Share of a short run that its warm-up may take: a tenth of the whole run fits the longer ones.
 MOST_WARMUP = 0.4
 # Steps at rate zero before the snapshot that all runs start from, so that moments are warm.
