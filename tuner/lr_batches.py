@@ -121,7 +121,7 @@ def size_of(batch: Any) -> int:
 
 
 def rows_of(batch: Any) -> int:
-    """Length of the first dimension of all tensors in a batch; 0 if they differ or it has others."""
+    """Length of the first dimension of all tensors in a batch; 0 without a common one."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.dim() else 0
     parts = list(batch.values()) if isinstance(batch, dict) else batch
