@@ -145,13 +145,16 @@ def mean_losses(row: Row) -> np.ndarray:
 
 
 def lost(results: Results, truth: Row, lrs: list[float]) -> list[float]:
-    """Relative losses against the truth's rate, as far as they were measured."""
+    """Relative losses against the truth's rate, as far as they were measured.
+
+    None where a run at the truth's rate diverged with a judge's seed.
+    """
     judged = results.get("judged", None, truth["task"], truth["optimizer"], None)
     if judged is None:
         return []
     at = dict(zip(judged["lrs"], mean_losses(judged).tolist(), strict=True))
     reference = at[truth["lrs"][best_index(truth)]]
-    return [at[lr] / reference - 1 for lr in lrs if lr in at]
+    return [at[lr] / reference - 1 for lr in lrs if lr in at and math.isfinite(reference)]
 
 
 def cases(results: Results, method: str, tasks: list[str], chosen: list[str]) -> Iterator[Row]:
