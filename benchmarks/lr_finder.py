@@ -3,8 +3,10 @@
     python -m benchmarks.lr_finder --json lr_finder.jsonl
 
 The truth of a task and optimizer is the peak learning rate with the lowest mean validation loss of
-whole warm-up+cosine runs, on a quarter-decade grid with four seeds. Every result is appended to the
-file as soon as it is there; a second call goes on where the first one stopped and prints the table.
+whole warm-up+cosine runs, on a quarter-decade grid with four seeds. What a suggestion loses against
+it comes from whole runs at both with four other seeds: the lowest of many noisy losses is too low,
+judged by the seeds that chose it. Every result is appended to the file as soon as it is there; a
+second call goes on where the first one stopped and prints the table.
 benchmarks/LR_FINDER.md has what it needs, and the figures.
 """
 
@@ -28,7 +30,7 @@ from tuner import find_lr
 
 OURS = "tuner.find_lr"
 OURS_QUICK = "tuner.find_lr, quick"
-TRUTH_SEEDS = (100, 101, 102, 103)
+TRUTH_SEEDS, JUDGE_SEEDS = (100, 101, 102, 103), (200, 201, 202, 203)
 METHODS = (OURS, OURS_QUICK, *lr_peers.PEERS)
 Row = dict[str, Any]
 
@@ -104,23 +106,37 @@ def measure(
                         row = ours(task, optimizer, seed, quick=method == OURS_QUICK)
                     row["seconds"] = time.perf_counter() - started
                     results.add({"kind": "find", "method": method, **about, "seed": seed, **row})
-            if not losses:
-                continue
-            wanted = [results.get("find", OURS, name, optimizer, seed) for seed in range(seeds)]
-            lrs = [row["lr"] for row in wanted if row is not None and row["lr"] is not None]
-            known = results.get("at", OURS, name, optimizer, None)
-            if lrs and (known is None or known["lrs"] != lrs):
-                values = train(task, optimizer, lrs, TRUTH_SEEDS, task.steps)["val"]
-                row = {"kind": "at", "method": OURS, **about, "lrs": lrs}
-                results.add({**row, "losses": values.tolist()})
+            if losses:
+                judge(results, task, optimizer)
             print(f"{name} {optimizer}: done", flush=True)
 
 
-def best(truth: Row) -> tuple[float, float]:
-    """log10 of the best peak rate on the grid, and its mean validation loss."""
-    means = mean_losses(truth)
-    k = int(np.argmin(means))
-    return math.log10(truth["lrs"][k]), float(means[k])
+def judge(results: Results, task: BenchTask, optimizer: str) -> None:
+    """Whole runs at all that was suggested and at the truth, with seeds that chose nothing."""
+    truth = results.get("truth", None, task.name, optimizer, None)
+    assert truth is not None
+    about = {"task": task.name, "optimizer": optimizer}
+    found = [row for row in results.rows.values() if about.items() <= row.items()]
+    wanted = {row["lr"] for row in found if row["kind"] == "find" and row["lr"]}
+    wanted |= {truth["lrs"][k] for k in (best_index(truth), *picks(truth))}
+    known = results.get("judged", None, task.name, optimizer, None)
+    lrs = [] if known is None else known["lrs"]
+    missing = sorted(wanted.difference(lrs))
+    if missing:
+        losses = train(task, optimizer, missing, JUDGE_SEEDS, task.steps)["val"].tolist()
+        if known is not None:
+            losses = [old + new for old, new in zip(known["losses"], losses, strict=True)]
+        results.add({"kind": "judged", **about, "lrs": lrs + missing, "losses": losses})
+
+
+def best_index(truth: Row) -> int:
+    """Of the rate with the lowest mean validation loss."""
+    return int(np.argmin(mean_losses(truth)))
+
+
+def picks(truth: Row) -> list[int]:
+    """Index of the best rate for each seed of the truth alone."""
+    return [int(k) for k in np.array(truth["losses"], dtype=float).argmin(1)]
 
 
 def mean_losses(row: Row) -> np.ndarray:
@@ -128,10 +144,17 @@ def mean_losses(row: Row) -> np.ndarray:
     return np.array(row["losses"], dtype=float).mean(0)
 
 
-def lost(truth: Row, lr: float) -> float:
-    """Relative loss at a rate, by a straight line between log losses of the grid."""
-    ys = np.log(np.minimum(mean_losses(truth), 1e6))
-    return float(np.exp(np.interp(math.log10(lr), np.log10(truth["lrs"]), ys)) / best(truth)[1] - 1)
+def lost(results: Results, truth: Row, lrs: list[float]) -> list[float]:
+    """Relative losses against the truth's rate, as far as they were measured.
+
+    None where a run at the truth's rate diverged with a judge's seed.
+    """
+    judged = results.get("judged", None, truth["task"], truth["optimizer"], None)
+    if judged is None:
+        return []
+    at = dict(zip(judged["lrs"], mean_losses(judged).tolist(), strict=True))
+    reference = at[truth["lrs"][best_index(truth)]]
+    return [at[lr] / reference - 1 for lr in lrs if lr in at and math.isfinite(reference)]
 
 
 def cases(results: Results, method: str, tasks: list[str], chosen: list[str]) -> Iterator[Row]:
@@ -146,12 +169,8 @@ def cases(results: Results, method: str, tasks: list[str], chosen: list[str]) ->
             ]
             if truth is None or not found:
                 continue
-            exponent, lowest = best(truth)
+            exponent = math.log10(truth["lrs"][best_index(truth)])
             lrs = [row["lr"] for row in found if row["lr"]]
-            losses = [lost(truth, lr) for lr in lrs]
-            at = results.get("at", method, task, optimizer, None)
-            if at is not None and at["lrs"] == lrs:
-                losses = (mean_losses(at) / lowest - 1).tolist()
             held = [
                 low <= 10**exponent <= high
                 for low, high in (row.get("interval", [None, None]) for row in found)
@@ -162,7 +181,7 @@ def cases(results: Results, method: str, tasks: list[str], chosen: list[str]) ->
                 "optimizer": optimizer,
                 "best": exponent,
                 "errors": [math.log10(lr) - exponent for lr in lrs],
-                "losses": losses,
+                "losses": lost(results, truth, lrs),
                 "held": held,
                 "refused": len(found) - len(lrs),
                 "costs": [row["cost"] for row in found if "cost" in row],
@@ -170,22 +189,21 @@ def cases(results: Results, method: str, tasks: list[str], chosen: list[str]) ->
 
 
 def oracle(results: Results, tasks: list[str], chosen: list[str]) -> Iterator[Row]:
-    """What whole runs at every rate of the grid say with one seed, judged by the other seeds."""
+    """What whole runs at every rate of the grid say with one seed; the others have the best."""
     for task in tasks:
         for optimizer in chosen:
             truth = results.get("truth", None, task, optimizer, None)
             if truth is None:
                 continue
             losses, exponents = np.array(truth["losses"], dtype=float), np.log10(truth["lrs"])
-            others = [np.delete(losses, seed, 0).mean(0) for seed in range(len(losses))]
-            picks = losses.argmin(1)
-            pairs = list(zip(picks, others, strict=True))
+            others = [np.delete(losses, seed, 0).mean(0).argmin() for seed in range(len(losses))]
+            chosen_lrs = [truth["lrs"][k] for k in picks(truth)]
             yield {
                 "task": task,
                 "optimizer": optimizer,
-                "best": best(truth)[0],
-                "errors": [float(exponents[k] - exponents[mean.argmin()]) for k, mean in pairs],
-                "losses": [float(mean[k] / mean.min() - 1) for k, mean in pairs],
+                "best": float(exponents[best_index(truth)]),
+                "errors": (exponents[picks(truth)] - exponents[others]).tolist(),
+                "losses": lost(results, truth, chosen_lrs),
                 "held": [],
                 "refused": 0,
                 "costs": [float(len(exponents))] * len(losses),
@@ -207,8 +225,8 @@ def summary(rows: list[Row]) -> str:
         f"{max(spreads):.2f}",
         f"{np.median(deviations) if deviations else math.nan:.2f}",
         f"{100 * np.mean(held):.0f} %" if held else "none",
-        f"{100 * np.median(losses):+.1f} %",
-        f"{100 * np.mean(np.minimum(losses, 10)):+.1f} %",
+        f"{100 * np.median(losses):+.1f} %" if len(losses) else "not measured",
+        f"{100 * np.mean(np.minimum(losses, 10)):+.1f} %" if len(losses) else "not measured",
         f"{np.mean(costs):.2f} / {max(costs):.2f}" if costs else "",
         str(sum(row["refused"] for row in rows)),
     ]
@@ -237,11 +255,11 @@ def report(results: Results, tasks: list[str], chosen: list[str], details: bool)
     print("\n| task | optimizer | best | error median [min, max] | loss median | interval holds |")
     print("|---|---|---|---|---|---|")
     for row in cases(results, OURS, tasks, chosen):
-        errors = row["errors"]
+        errors, losses = row["errors"], row["losses"] or [math.nan]
         print(
             f"| {row['task']} | {row['optimizer']} | {10 ** row['best']:.2g} | "
             f"{np.median(errors):+.2f} [{min(errors):+.2f}, {max(errors):+.2f}] | "
-            f"{100 * np.median(row['losses']):+.1f} % | {sum(row['held'])}/{len(row['held'])} |"
+            f"{100 * np.median(losses):+.1f} % | {sum(row['held'])}/{len(row['held'])} |"
         )
 
 
@@ -253,9 +271,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--json", type=Path, default=Path("lr_finder.jsonl"))
-    parser.add_argument(
-        "--no-losses", action="store_true", help="interpolate losses instead of training"
-    )
+    parser.add_argument("--no-losses", action="store_true", help="no whole runs at the suggestions")
     parser.add_argument("--report", action="store_true", help="only print what the file has")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

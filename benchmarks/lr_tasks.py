@@ -8,7 +8,7 @@ import importlib.util
 import math
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -246,6 +246,25 @@ def cars() -> BenchTask:
     return BenchTask("cars", model, train, val, batch_size=8, steps=300, criterion=F.mse_loss)
 
 
+def tumours() -> BenchTask:
+    """scikit-learn's breast cancer, 569 rows of 30 columns and 2 classes, batches of 8."""
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    inputs = torch.tensor(data.data, dtype=torch.float32)
+    train, val = _standardised(*_split(inputs, torch.tensor(data.target), 0.7))
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    return BenchTask("tumours", model, train, val, batch_size=8, steps=300)
+
+
+def large() -> BenchTask:
+    """The digits and the perceptron of `digits` in batches of 1024, one an epoch: 150 steps."""
+    return replace(digits(), name="large", batch_size=1024, steps=150)
+
+
 TASKS: dict[str, Callable[[], BenchTask]] = {
     "digits": digits,
     "mnist": mnist,
@@ -254,6 +273,8 @@ TASKS: dict[str, Callable[[], BenchTask]] = {
     "yeast": yeast,
     "norms": norms,
     "cars": cars,
+    "tumours": tumours,
+    "large": large,
 }
 
 

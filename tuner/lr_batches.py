@@ -1,8 +1,8 @@
-"""Batches of a loader by their number, the same ones every time."""
+"""Batches of a loader by their number, the same ones every time, and which of them judge."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,33 +14,54 @@ from tuner.errors import UsageError
 CACHE_BYTES = 2**28
 # What a short epoch keeps from training, and how many batches that has to be.
 HELD_SHARE, FEWEST_HELD = 0.25, 2
+# An epoch of fewer batches keeps rows of each: so many judges of at least so many rows.
+MOST_PIECES, FEWEST_ROWS = 8, 8
 
 
 @dataclass(frozen=True)
 class Split:
-    """The first `held` batches judge, those after them train: numbers of batches in a stream.
+    """Which batches of a stream judge and which train, by their numbers.
 
-    `epoch` is the length after which training starts again behind the held-out batches; with None
-    it goes on into the epochs that follow.
+    The first `held` batches judge, those after them train. `epoch` is the length after which
+    training starts again behind the held-out batches; with None it goes on into the epochs that
+    follow. With `pieces`, every batch of the epoch trains with its first rows, and its last ones
+    are so many judges.
     """
 
     held: int
     epoch: int | None = None
+    pieces: int = 0
 
     @classmethod
-    def create(cls, epoch: int | None, most: int, needed: int) -> Split:
+    def create(cls, epoch: int | None, most: int, needed: int, rows: int = 0) -> Split:
         """Hold out `most` batches, or a quarter of an epoch that is shorter than `needed`.
 
-        An epoch of a few batches has none to spare: there the judges are trained on, too.
+        An epoch of a few batches has none to spare, but rows of each if these are many; `rows` is
+        their number, 0 where a batch cannot be cut. Else the judges are trained on, too.
         """
         if epoch is None or epoch >= needed:
             return cls(most)
         held = min(most, int(HELD_SHARE * epoch))
-        return cls(held, epoch) if held >= FEWEST_HELD else cls(most)
+        if held >= FEWEST_HELD:
+            return cls(held, epoch)
+        pieces = min(MOST_PIECES, int(HELD_SHARE * rows) // FEWEST_ROWS)
+        return cls(min(most, pieces * epoch), epoch, pieces) if pieces else cls(most)
 
-    def training(self, index: int) -> int:
-        """The number of a training batch."""
-        return self.held + (index if self.epoch is None else index % (self.epoch - self.held))
+    def training(self, get: Callable[[int], Any], index: int) -> Any:
+        """What the training step `index` sees of the stream `get`."""
+        if self.pieces and self.epoch:
+            return cut(get(index % self.epoch), 0.0, 1 - HELD_SHARE)
+        spare = None if self.epoch is None else self.epoch - self.held
+        return get(self.held + (index if spare is None else index % spare))
+
+    def judging(self, get: Callable[[int], Any], index: int) -> Any:
+        """The judge `index` of the stream `get`."""
+        if not self.pieces:
+            return get(index)
+        number, piece = divmod(index, self.pieces)
+        share = HELD_SHARE / self.pieces
+        start = 1 - HELD_SHARE + piece * share
+        return cut(get(number), start, start + share)
 
 
 class Batches:
@@ -105,3 +126,24 @@ def size_of(batch: Any) -> int:
     if isinstance(batch, (list, tuple)):
         return 1 + sum(map(size_of, batch))
     return 1
+
+
+def rows_of(batch: Any) -> int:
+    """Length of the first dimension of all tensors in a batch; 0 without a common one."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else 0
+    parts = list(batch.values()) if isinstance(batch, dict) else batch
+    if not isinstance(parts, (list, tuple)):
+        return 0
+    lengths = {rows_of(part) for part in parts}
+    return lengths.pop() if len(lengths) == 1 else 0
+
+
+def cut(batch: Any, start: float, end: float) -> Any:
+    """Rows from one share of a batch to another, of every tensor in it; see `rows_of`."""
+    if isinstance(batch, Tensor):
+        return batch[round(start * len(batch)) : round(end * len(batch))]
+    if isinstance(batch, dict):
+        return {key: cut(value, start, end) for key, value in batch.items()}
+    parts = (cut(part, start, end) for part in batch)
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

@@ -21,7 +21,7 @@ from optimizers.schedules import Schedule, create
 from tuner.errors import UsageError
 from tuner.lr_arguments import check, loss_of
 from tuner.lr_axis import axis_of
-from tuner.lr_batches import Batches, Split
+from tuner.lr_batches import Batches, Split, rows_of
 from tuner.lr_ramp import HIGH, LOW, STEPS, Points, climb, quick
 from tuner.lr_rigs import (
     MOST_LOOKS,
@@ -150,7 +150,7 @@ def find_lr(
             held_out=kept,
             split=Split(0)
             if val_loader is not None
-            else Split.create(train.epoch, MOST_LOOKS, needed),
+            else Split.create(train.epoch, MOST_LOOKS, needed, rows_of(train[0])),
             loss=loss_of(loss),
             accumulation=accumulation_steps,
             scaler=scaler,
@@ -176,7 +176,8 @@ def lr_range(job: Job, progress: Progress = lambda step, steps: None) -> LrCurve
     plan = Plan.create(run_steps, job.range_steps, refresh_of(work.optimizer))
     with quiet(), preserved(work.model, work.optimizer) as restore:
         needed = MOST_LOOKS + plan.batches
-        split = Split.create(work.train_size // work.batch_size, MOST_LOOKS, needed)
+        epoch = max(1, work.train_size // work.batch_size)
+        split = Split.create(epoch, MOST_LOOKS, needed, min(work.batch_size, work.train_size))
         rig = WorkloadRig(work, moving, restore, split, job.range_on == "val")
         if job.range_method == "quick":
             return _quick(rig, job.range_steps or STEPS, LOW, HIGH, moving.name, progress)

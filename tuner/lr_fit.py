@@ -1,5 +1,10 @@
 """From held-out losses of short runs to the learning rate of a whole run: pure, no training.
 
+What one horizon says is a density over rates, not a place: a rate counts by how little it loses
+against the best one, exp(-loss / temperature) as in a Gibbs posterior. On a flat stretch the lowest
+of a few noisy losses jumps from seed to seed, the mean of the density hardly moves; beside a cliff
+the mean keeps away from it; and the width is the uncertainty.
+
 Short runs favour high learning rates, by how much depends on the rule. An update that follows the
 gradient is limited by curvature, which does not know how long a run is: slope 0 over the logarithm
 of the length. An update of fixed length has to cover the distance to the minimum and then to settle
@@ -20,55 +25,51 @@ Array = NDArray[np.float64]
 
 # Decades of the best learning rate for each decade of the horizon, of an update of fixed length,
 # and how far single tasks are from that.
-FIXED_SLOPE, SLOPE_SD = -0.6, 0.3
+FIXED_SLOPE, SLOPE_SD = -0.6, 0.5
 # The same from a few steps to many, whatever the rule: so few steps favour high rates everywhere.
-START_SLOPE = -0.25
-# How well one horizon tells its own best rate, in decades, beside what the batches show.
-LOCATION_SD = 0.1
-# A best rate at the end of what was tried may lie beyond it.
-UNBRACKETED_SD = 0.3
-# The larger of two rises counts for so many of the smaller: beyond the best rate is a cliff.
-CLIFF = 5.0
+START_SLOPE = -0.15
+# The temperature, as a share of the gain: differences this small say nothing about a longer run.
+NEGLIGIBLE = 0.04
+# A rate that loses this share of the gain is out; one at the end that loses less may hide a better.
+OUT = 0.1
+# How far beyond the rates that were tried a best one at their end may lie, in decades.
+BEYOND = 0.25
 # Losses that differ by less than this share are equal but for rounding: Adafactor caps its rate.
 EQUAL = 1e-6
-RESAMPLES = 200
-Z80 = 1.2816  # the 90th percentile of the normal distribution
+RESOLUTION = 0.01  # decades between the points of a density
+LOW_END, HIGH_END = 0.1, 0.9  # of the 80 % interval
 
 
 @dataclass(frozen=True)
-class Optimum:
-    """The best learning rate of one horizon, in log10; `sd` in decades.
+class Belief:
+    """Where the best learning rate of one horizon lies.
 
-    `bracketed` says whether both a lower and a higher rate were worse.
+    `weights` has shape (points,), sums to 1, and belongs to points in log10 of the rate that begin
+    at `start` and are RESOLUTION apart. `bracketed` says whether the lowest loss had a higher one
+    on either side.
     """
 
     horizon: int
-    log_lr: float
-    sd: float
+    start: float
+    weights: Array
     bracketed: bool
+
+    @property
+    def log_lrs(self) -> Array:
+        """The points, in log10."""
+        return np.asarray(self.start + RESOLUTION * np.arange(len(self.weights)), dtype=np.float64)
+
+    @property
+    def log_lr(self) -> float:
+        """The mean, in log10."""
+        return float(self.log_lrs @ self.weights)
 
     @property
     def interval(self) -> tuple[float, float]:
         """Ends of the 80 % interval, in log10."""
-        return self.log_lr - Z80 * self.sd, self.log_lr + Z80 * self.sd
-
-
-def vertex(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """The minimum of the parabola through three points, the middle one the lowest.
-
-    The larger rise is cut at CLIFF times the smaller one. Of unequal distances the smaller one
-    counts for both, because the loss may have risen anywhere on the way. Adding to the losses or
-    multiplying them changes nothing.
-    """
-    a, b, c = xs
-    if not math.isfinite(min(ys[0], ys[2])):
-        return b
-    left, right = ys[0] - ys[1], ys[2] - ys[1]
-    limit = CLIFF * min(left, right)
-    left, right = min(left, limit), min(right, limit)
-    if not left + right > 0:  # three equal losses
-        return b
-    return b + 0.5 * min(b - a, c - b) * (left - right) / (left + right)
+        below = np.cumsum(self.weights) - self.weights / 2
+        low, high = np.interp((LOW_END, HIGH_END), below, self.log_lrs)
+        return float(low), float(high)
 
 
 def best_of(losses: Sequence[float]) -> int:
@@ -77,27 +78,47 @@ def best_of(losses: Sequence[float]) -> int:
     return next(k for k, loss in enumerate(losses) if loss <= least + EQUAL * abs(least))
 
 
-def lowest(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, bool]:
-    """Where sampled losses are lowest, and whether that is between two of them."""
-    best = best_of(ys)
-    if best in (0, len(xs) - 1):
-        return xs[best], False
-    return vertex(xs[best - 1 : best + 2], ys[best - 1 : best + 2]), True
+def temperature(losses: Array, before: Array) -> float:
+    """How much of the gain is negligible: a share, and what the batches leave uncertain of it.
 
-
-def locate(horizon: int, log_lrs: Sequence[float], losses: Array, seed: int = 0) -> Optimum:
-    """The best rate of a horizon from `losses`, shape (rates, batches); rates ascend.
-
-    All rates were judged by the same batches, so resampling these shows how much of the answer is
-    owed to them. Infinite losses are diverged runs.
+    The arguments are those of `locate`.
     """
-    found, bracketed = lowest(log_lrs, losses.mean(1).tolist())
-    rng = np.random.default_rng(seed)
-    batches = losses.shape[1]
-    picks = rng.integers(batches, size=(RESAMPLES, batches))
-    again = [lowest(log_lrs, losses[:, pick].mean(1).tolist())[0] for pick in picks]
-    sd = math.hypot(LOCATION_SD if bracketed else UNBRACKETED_SD, float(np.std(again)))
-    return Optimum(horizon, found, sd, bracketed)
+    drops = before - losses[best_of(losses.mean(1).tolist())]
+    gain = float(drops.mean())
+    if not 0 < gain < math.inf:
+        return 1.0
+    error = float(np.std(drops, ddof=1)) / math.sqrt(len(drops)) if len(drops) > 1 else 0.0
+    return min(math.hypot(NEGLIGIBLE, error / gain), 1.0)
+
+
+def excess(losses: Array, before: Array) -> Array:
+    """What each rate loses against the best one, as a share of what that one gains: 0 to 1.
+
+    Adding to all losses or multiplying them changes nothing. The arguments are those of `locate`.
+    """
+    means = losses.mean(1)
+    best = means[best_of(means.tolist())]
+    gain = before.mean() - best
+    if not 0 < gain < math.inf:
+        return np.where(means == best, 0.0, 1.0)
+    return np.asarray(np.clip((means - best) / gain, 0.0, 1.0), dtype=np.float64)
+
+
+def locate(horizon: int, log_lrs: Sequence[float], losses: Array, before: Array) -> Belief:
+    """What the short runs of one horizon say.
+
+    Args:
+        log_lrs: ascending, in log10.
+        losses: of held-out batches after each run, shape (rates, batches); infinite after a run
+            that diverged.
+        before: of the same batches before all runs, shape (batches,).
+    """
+    best = best_of(losses.mean(1).tolist())
+    start, end = log_lrs[0] - BEYOND, log_lrs[-1] + BEYOND
+    points = start + RESOLUTION * np.arange(1 + round((end - start) / RESOLUTION))
+    lost = np.interp(points, log_lrs, excess(losses, before))
+    weights = np.exp(-lost / temperature(losses, before))
+    return Belief(horizon, start, weights / weights.sum(), 0 < best < len(log_lrs) - 1)
 
 
 def slope(response: float) -> float:
@@ -105,8 +126,12 @@ def slope(response: float) -> float:
     return FIXED_SLOPE * (1 - response)
 
 
-def continued(found: Optimum, horizon: int, slope: float) -> Optimum:
-    """The best rate of a longer horizon from that of a shorter one."""
+def continued(found: Belief, horizon: int, slope: float) -> Belief:
+    """The best rate of a longer horizon from that of a shorter one; the slope is known badly."""
     decades = math.log10(horizon / found.horizon)
-    sd = math.hypot(found.sd, SLOPE_SD * decades)
-    return Optimum(horizon, found.log_lr + slope * decades, sd, found.bracketed)
+    sd = SLOPE_SD * abs(decades) / RESOLUTION
+    reach = math.ceil(4 * sd)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sd, 1e-9)) ** 2)
+    weights = np.convolve(found.weights, kernel / kernel.sum())
+    start = found.start + slope * decades - reach * RESOLUTION
+    return Belief(horizon, start, weights, found.bracketed)

@@ -185,8 +185,8 @@ class LoaderRig(_Rig):
 
     def _train(self, index: int) -> float:
         first = index * self.accumulation
-        numbers = [self.split.training(first + k) for k in range(self.accumulation)]
-        batches = [self.train[number] for number in numbers]
+        numbers = range(first, first + self.accumulation)
+        batches = [self.split.training(self.train.__getitem__, number) for number in numbers]
         statistics = getattr(self.optimizer, "statistics", None)
 
         def gradients() -> Tensor:
@@ -206,7 +206,7 @@ class LoaderRig(_Rig):
         return float(take_step(self.optimizer, gradients, self.scaler))
 
     def _measure(self, index: int) -> float:
-        return float(self._loss(self.kept[index]))
+        return float(self._loss(self.split.judging(self.kept.__getitem__, index)))
 
     def _loss(self, batch: Any) -> Tensor:
         moved = to_device(batch, self.device)
@@ -230,11 +230,11 @@ class WorkloadRig(_Rig):
         self._seen: list[Tensor] = []
 
     def _train(self, index: int) -> float:
-        return self.work.step(self._indices(self.split.training(index)))
+        return self.work.step(self.split.training(self._indices, index))
 
     def _measure(self, index: int) -> float:
         if not self.on_val:
-            return self.work.measure(self._indices(index))
+            return self.work.measure(self.split.judging(self._indices, index))
         size = self.work.val_size
         start = index * self.work.batch_size
         return self.work.measure(torch.arange(start, start + self.work.batch_size) % size, val=True)

@@ -25,15 +25,15 @@ Progress = Callable[[int, int], None]
 # A test costs this share of the run that it is for, and no more than BUDGET steps.
 SHARE, BUDGET = 1.48, 2000
 # Of the budget: the longer horizon takes three or four runs of this share.
-LONG_SHARE, SHORT_OF_LONG = 0.158, 0.17
+LONG_SHARE, SHORT_OF_LONG = 0.15, 0.17
 RAMP_SHARE, RAMP_STEPS = 0.09, (36, 60)
 SHORTEST, LONG_ENOUGH = 4, 12
-# Decades between neighbouring runs.
-SHORT_STEP, LONG_STEP = 0.5, 0.3
-FEWEST_SHORT, SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 3, 9, 3, 6
+# Decades between neighbouring runs; a gap wider than WIDE_GAP beside the best one may be halved.
+STEP, WIDE_GAP = 0.45, 0.35
+SHORT_RUNS, FEWEST_LONG, LONG_RUNS = 9, 3, 6
 # Held-out batches that judge a run, of longer ones as a share of its steps and within bounds; a
 # forward pass costs a third of a step.
-SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.35, (8, MOST_LOOKS), 1 / 3
+SHORT_LOOKS, LOOKS_SHARE, LONG_LOOKS, LOOK = 4, 0.2, (8, MOST_LOOKS), 1 / 3
 # A run within this share of the best one's gain is as good as the best.
 TOLERANCE = 0.05
 # Gains as probable as this without learning are chance, and doubtful if as probable as that. A loss
@@ -41,7 +41,7 @@ TOLERANCE = 0.05
 CHANCE, DOUBTFUL, LOST = 0.1, 0.02, 3.0
 # The search box around the suggestion: a study also moves what was fixed here.
 BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
-WIDE_SD = 0.5  # decades
+WIDE = 1.25  # decades: an interval that tells little
 # Share of a short run that its warm-up may take: a tenth of the whole run fits the longer ones.
 MOST_WARMUP = 0.4
 # Steps at rate zero before the snapshot that all runs start from, so that moments are warm.
@@ -122,17 +122,12 @@ class Search:
             reason = "no learning rate gives a finite loss: it explodes at every rate tried"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
         start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
-        short = self._bracket(
-            self.plan.short, start, SHORT_STEP, SHORT_RUNS, min(SHORT_LOOKS, looks)
-        )
+        short = self._explore(self.plan.short, start, SHORT_RUNS, min(SHORT_LOOKS, looks))
         first = self._locate(self.plan.short)
         slope = lr_fit.slope(self.rig.response(10**first.log_lr))
         start = lr_fit.continued(first, self.plan.long, lr_fit.START_SLOPE).log_lr
         learned = any(learns(self.before, fork.losses) for fork in short)
-        looks = self._longer_looks(learned)
-        rooms = (self.plan.budget - self.cost) / (self.plan.long + LOOK * looks)
-        most = min(max(math.floor(rooms), FEWEST_LONG), LONG_RUNS)
-        long = self._bracket(self.plan.long, start, LONG_STEP, most, looks)
+        long = self._explore(self.plan.long, start, LONG_RUNS, self._longer_looks(learned))
         if all(map(self._is_lost, long)) and not learned:
             reason = "every short run explodes, whatever its learning rate"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
@@ -164,42 +159,49 @@ class Search:
                 break
         return points
 
-    def _bracket(
-        self, horizon: int, start: float, step: float, most: int, looks: int
-    ) -> list[Fork]:
-        """Runs around `start`, on towards lower losses until the best one has worse neighbours.
+    def _explore(self, horizon: int, start: float, most: int, looks: int) -> list[Fork]:
+        """Runs around `start`, on outwards until both ends are out, then beside the best one.
 
-        Upwards first, because a run that diverges ends early. Where the best one is better than the
-        one above by chance alone, the search goes on upwards.
+        Upwards first, because a run that diverges ends early. Of the longer runs as many as the
+        budget has room for.
         """
-        tried: dict[int, Fork] = {}
-        k: int | None = 0
-        while k is not None and len(tried) < most:
-            tried[k] = self._fork(horizon, start + k * step, looks)
+        tried: dict[float, Fork] = {}
+        place: float | None = 0.0
+        while place is not None and len(tried) < most and self._has_room(horizon, looks):
+            tried[place] = self._fork(horizon, start + place * STEP, looks)
             self.forks[horizon] = [tried[each] for each in sorted(tried)]
-            k = self._next(horizon, tried)
+            place = self._next(horizon, tried)
         return self.forks[horizon]
 
-    def _next(self, horizon: int, tried: dict[int, Fork]) -> int | None:
-        """Where to look next; None when the best run has a worse one on either side.
+    def _has_room(self, horizon: int, looks: int) -> bool:
+        few = horizon == self.plan.short or len(self.forks.get(horizon, [])) < FEWEST_LONG
+        return few or self.cost + horizon + LOOK * looks <= self.plan.budget
 
-        From the second move in one direction on every other place is left out.
+    def _next(self, horizon: int, tried: dict[float, Fork]) -> float | None:
+        """Where to look next, in steps from the start; None when nothing is left open.
+
+        An end that is nearly as good as the best run may hide a better one beyond it.
         """
-        alive = [k for k in sorted(tried) if self._is_alive(horizon, tried[k])]
-        if not alive:
-            too_low = horizon == self.plan.short and not self._is_lost(tried[max(tried)])
-            return max(tried) + 1 if too_low else min(tried) - 1
-        best = alive[lr_fit.best_of([tried[k].loss for k in alive])]
-        above = min((k for k in tried if k > best), default=None)
-        below = max((k for k in tried if k < best), default=None)
-        if above is None:
-            return best + (1 if below is None else 2)
-        if below is None:
-            return best - (1 if len(tried) == 2 else 2)
-        doubtful = not learns(tried[above].losses, tried[best].losses)
-        top = max(tried)
-        further = [top + 2] if doubtful and self._is_alive(horizon, tried[top]) else []
-        return next((k for k in (best + 1, best - 1, *further) if k not in tried), None)
+        lowest, *_, highest = places = sorted(tried) if len(tried) > 1 else [0.0, 0.0]
+        if not any(self._is_alive(horizon, fork) for fork in tried.values()):
+            too_low = horizon == self.plan.short and not self._is_lost(tried[highest])
+            return highest + 1 if too_low else lowest - 1
+        if lowest == highest:
+            return highest + 1
+        losses = np.array([tried[place].losses for place in places])
+        lost = lr_fit.excess(losses, np.array(self.before[: losses.shape[1]]))
+        ends = ((lost[0], lowest - 1), (lost[-1], highest + 1))
+        least, place = min(ends)
+        if least < lr_fit.OUT:
+            return place
+        return self._between(places, lost.tolist()) if horizon == self.plan.long else None
+
+    def _between(self, places: list[float], lost: list[float]) -> float | None:
+        """The middle of the gap beside the best run, on its better side; None if that is narrow."""
+        best = lost.index(0.0)
+        beside = best + 1 if lost[best + 1] < lost[best - 1] else best - 1
+        gap = abs(places[beside] - places[best]) * STEP
+        return (places[beside] + places[best]) / 2 if gap > WIDE_GAP else None
 
     def _is_alive(self, horizon: int, fork: Fork) -> bool:
         """Whether a run learns; a longer one has to do better than the best of the shorter ones."""
@@ -224,18 +226,18 @@ class Search:
         losses = self.rig.held_out(looks)
         return Fork(log_lr, tuple(losses) if np.isfinite(losses).all() else (math.inf,) * looks)
 
-    def _locate(self, horizon: int) -> lr_fit.Optimum:
+    def _locate(self, horizon: int) -> lr_fit.Belief:
         forks = self.forks[horizon]
-        return lr_fit.locate(
-            horizon, [f.log_lr for f in forks], np.array([f.losses for f in forks])
-        )
+        losses = np.array([fork.losses for fork in forks])
+        before = np.array(self.before[: losses.shape[1]])
+        return lr_fit.locate(horizon, [fork.log_lr for fork in forks], losses, before)
 
     def _tick(self) -> None:
         done = math.ceil(self.cost)
         self.progress(min(done, self.plan.budget), self.plan.budget)
 
     def _answer(
-        self, points: Points, top: float | None, long: list[Fork], answer: lr_fit.Optimum
+        self, points: Points, top: float | None, long: list[Fork], answer: lr_fit.Belief
     ) -> LrCurve:
         before, best = self.before, min(long, key=lambda fork: fork.loss)
         diverges_at = self._divergence(top)
@@ -257,7 +259,7 @@ class Search:
         flags = {
             "boundary": not all(each.bracketed for each in optima),
             "no-divergence": diverges_at is None,
-            "noise-dominated": answer.sd > WIDE_SD or not learns(before, best.losses, DOUBTFUL),
+            "noise-dominated": above - below > WIDE or not learns(before, best.losses, DOUBTFUL),
             "non-monotone": any(map(_is_wavy, self.forks.values())),
             "too-short": self.plan.long < LONG_ENOUGH,
         }
@@ -287,7 +289,7 @@ class Search:
             lost += [10**fork.log_lr for fork in higher if self._is_lost(fork)]
         return min(lost, default=None)
 
-    def _reason(self, optima: list[lr_fit.Optimum], diverges_at: float | None) -> str:
+    def _reason(self, optima: list[lr_fit.Belief], diverges_at: float | None) -> str:
         seen = " and ".join(f"{10**o.log_lr:.2g} for {o.horizon}" for o in optima)
         end = (
             "no rate exploded" if diverges_at is None else f"training explodes at {diverges_at:.2g}"
@@ -329,7 +331,7 @@ def _start(points: Points, top: float | None, noise: float) -> float:
     if not curve.learns and top is not None:
         return math.log10(top) - 1.0
     lowest = math.log10(curve.lrs[int(np.argmin(curve.smooth))])
-    return lowest if top is None else min(lowest, math.log10(top) - SHORT_STEP)
+    return lowest if top is None else min(lowest, math.log10(top) - STEP)
 
 
 def learns(before: Sequence[float], after: Sequence[float], chance: float = CHANCE) -> bool:
