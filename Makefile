@@ -26,7 +26,7 @@ $(STAMP): requirements.lock pyproject.toml tools/environment.py
 demo: setup  ## Tune four optimizers on real data and print which is best (a few minutes)
 	$(BIN)/tuner study start studies/digits.toml --replace
 
-test: check  ## Check everything and run the tests (5 to 7 minutes)
+test: check  ## Check everything and run the tests (about 6 minutes)
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-all: check  ## The same with the slow tests
