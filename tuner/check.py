@@ -32,14 +32,14 @@ def check(job: Job) -> dict[str, Any]:
     work = Workload.create(job)
     # the generator's seed is still the run's, unless the task's own code has set another one
     info["reseeds"] = torch.initial_seed() != job.seed
-    info |= work.description | _tried(work, job)
+    info |= work.description | _tried(work)
     trained = [weakref.ref(p) for p in work.model.parameters() if p.requires_grad]
     del work
     _require_fresh_weights(task, trained)
     return info
 
 
-def _tried(work: Workload, job: Job) -> dict[str, Any]:
+def _tried(work: Workload) -> dict[str, Any]:
     seconds = []
     for _, indices in zip(range(STEPS), work.batches(), strict=False):
         started = time.perf_counter()
