@@ -10,7 +10,7 @@ from typing import Any
 from tuner.errors import UsageError
 from tuner.records import Stage
 from tuner.spec import StudySpec
-from tuner.stages import Cost, divided, least_cost, slot_seconds, stage_sizes, steps_ratio
+from tuner.stages import Cost, divided, least_cost, slot_seconds, stage_sizes, steps_ratios
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,13 @@ def forecast(spec: StudySpec, info: Mapping[str, Any], slots: int) -> Forecast:
 
 
 def _steps_ratio(spec: StudySpec) -> float:
-    if spec.budget.max_steps:
-        return 1.0
-    boxes = [spec.box(arm) for arm in spec.arms]
-    return max(box.reference / min(box.batch_size) for box in boxes)
+    return max(ratio for arm in spec.arms for ratio in steps_ratios(spec, arm.name))
 
 
 def _refuse_too_small(spec: StudySpec, cost: Cost, spent: Cost, slots: int) -> None:
     budget, trials = spec.budget, least_cost(spec)
     if budget.total_steps is not None:
-        ratio = fmean(steps_ratio(spec, arm.name) for arm in spec.arms)
+        ratio = fmean(fmean(steps_ratios(spec, arm.name)) for arm in spec.arms)
         least = spent.steps + trials * cost.steps * ratio
         if budget.total_steps < least:
             raise UsageError(

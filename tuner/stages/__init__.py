@@ -30,7 +30,7 @@ from tuner.stages.budget import (
     least_cost,
     resolved,
     slot_seconds,
-    steps_ratio,
+    steps_ratios,
 )
 from tuner.stages.expected import expected, leading
 from tuner.stages.explore import evaluations_of, lookback, stop_rules
@@ -78,7 +78,7 @@ __all__ = [
     "resolved",
     "slot_seconds",
     "stage_sizes",
-    "steps_ratio",
+    "steps_ratios",
     "stop_rules",
     "unresolved_bounds",
     "warm_arms",

@@ -95,7 +95,8 @@ def divided(
     budget = spec.budget
     in_seconds = budget.hours is not None
     unit = {
-        a: c.seconds if in_seconds else c.steps * steps_ratio(spec, a) for a, c in costs.items()
+        a: c.seconds if in_seconds else c.steps * statistics.fmean(steps_ratios(spec, a))
+        for a, c in costs.items()
     }
     trials = float(budget.trials_per_arm)
     changes: dict[str, object] = {}
@@ -126,15 +127,14 @@ def divided(
     return spec.model_copy(update={"budget": done})
 
 
-def steps_ratio(spec: StudySpec, arm: str) -> float:
-    """Steps of a trial, over those at the reference batch size, averaged over the arm's sizes.
+def steps_ratios(spec: StudySpec, arm: str) -> list[float]:
+    """Steps of a trial at each of an arm's batch sizes, over those at the reference size.
 
-    It is 1 unless trials are equally many examples: then small batches take more steps.
+    They are 1 unless trials are equally many examples: then small batches take more steps.
     """
-    if spec.budget.max_steps:
-        return 1.0
     box = next(spec.box(a) for a in spec.arms if a.name == arm)
-    return statistics.fmean(box.reference / size for size in box.batch_size)
+    given = bool(spec.budget.max_steps)
+    return [1.0 if given else box.reference / size for size in box.batch_size]
 
 
 def least_cost(spec: StudySpec) -> float:
