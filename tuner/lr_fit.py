@@ -46,7 +46,7 @@ class Belief:
 
     `weights` has shape (points,), sums to 1, and belongs to points in log10 of the rate that begin
     at `start` and are RESOLUTION apart. `bracketed` says whether the lowest loss had a higher one
-    on either side.
+    on either side, or above it only rates that are the same.
     """
 
     horizon: int
@@ -104,7 +104,13 @@ def excess(losses: Array, before: Array) -> Array:
     return np.asarray(np.clip((means - best) / gain, 0.0, 1.0), dtype=np.float64)
 
 
-def locate(horizon: int, log_lrs: Sequence[float], losses: Array, before: Array) -> Belief:
+def locate(
+    horizon: int,
+    log_lrs: Sequence[float],
+    losses: Array,
+    before: Array,
+    capped: bool = False,
+) -> Belief:
     """What the short runs of one horizon say.
 
     Args:
@@ -112,13 +118,14 @@ def locate(horizon: int, log_lrs: Sequence[float], losses: Array, before: Array)
         losses: of held-out batches after each run, shape (rates, batches); infinite after a run
             that diverged.
         before: of the same batches before all runs, shape (batches,).
+        capped: whether higher rates are the same as the highest one.
     """
     best = best_of(losses.mean(1).tolist())
     start, end = log_lrs[0] - BEYOND, log_lrs[-1] + BEYOND
     points = start + RESOLUTION * np.arange(1 + round((end - start) / RESOLUTION))
     lost = np.interp(points, log_lrs, excess(losses, before))
     weights = np.exp(-lost / temperature(losses, before))
-    return Belief(horizon, start, weights / weights.sum(), 0 < best < len(log_lrs) - 1)
+    return Belief(horizon, start, weights / weights.sum(), 0 < best < len(log_lrs) - (not capped))
 
 
 def slope(response: float) -> float:

@@ -27,19 +27,28 @@ DECADES_BELOW, DECADES_ABOVE = 3.5, 0.5
 LOWER, RESTARTS = 1e-3, 2
 
 
-def coarse(ramp: Ramp, low: float, high: float, steps: int, known_noise: float = 0.0) -> Points:
+def coarse(
+    ramp: Ramp,
+    low: float,
+    high: float,
+    steps: int,
+    known_noise: float = 0.0,
+    ceiling: float = CEILING,
+) -> Points:
     """A ramp of about `steps` batches over the whole range, which extends itself on both sides.
+
+    Upwards to `ceiling`.
 
     Raises UsageError for an empty range.
     """
     if not 0 < low < high:
         raise UsageError(f"low = {low}, high = {high}: expected 0 < low < high")
-    points = ramp(ladder(low, high, steps))
+    points = ramp(ladder(low, high, steps, ceiling))
     for _ in range(RESTARTS):
         if not starts_too_high(points, known_noise):
             break
         low *= LOWER
-        points = ramp(ladder(low, high, steps))
+        points = ramp(ladder(low, high, steps, ceiling))
     return points
 
 
@@ -68,11 +77,11 @@ def _top(points: Points) -> float:
     return 10 * float(curve.lrs[curve.lowest])
 
 
-def ladder(low: float, high: float, steps: int) -> Iterator[float]:
-    """Learning rates evenly on the log scale, `steps` from low to high, and on up to CEILING."""
+def ladder(low: float, high: float, steps: int, ceiling: float = CEILING) -> Iterator[float]:
+    """Learning rates evenly on the log scale, `steps` from low to high, and on up to `ceiling`."""
     ratio = (high / low) ** (1 / (steps - 1))
     index = 0
-    while (lr := low * ratio**index) <= max(high, CEILING) * (1 + 1e-9):
+    while (lr := low * ratio**index) <= max(high, ceiling) * (1 + 1e-9):
         yield lr
         index += 1
 

@@ -23,7 +23,7 @@ from tuner.data import to_device
 from tuner.lr_arguments import Loss
 from tuner.lr_axis import Axis
 from tuner.lr_batches import Batches, Split
-from tuner.lr_response import Gradients, response
+from tuner.lr_response import Gradients, cap, response
 from tuner.seeding import restore_rng, rng_state
 from tuner.snapshot import Restore, nested, snapshot
 from tuner.workload import Workload
@@ -57,6 +57,9 @@ class Rig(Protocol):
 
     def response(self, lr: float) -> float:
         """How far updates follow the gradient's length, 0 to 1; costs one step and many updates."""
+
+    def cap(self, low: float, high: float) -> float:
+        """The rate above which all rates are the same, inf if none; costs one step and updates."""
 
     def held_out(self, batches: int) -> list[float]:
         """Losses of the first held-out batches at the present point, in evaluation mode."""
@@ -99,20 +102,28 @@ class _Rig(ABC):
 
     def response(self, lr: float) -> float:
         """Of the parameters that the axis moves, from the moments of the snapshot."""
-        self.reset()
-        self.step(0, lr)
-        params = self.axis.params
-        gradients = [None if p.grad is None else p.grad.detach().clone() for p in params]
+        restart = self._replays()
+        return response(self.axis.params, self._update, lambda: restart(lr))
 
-        def restart() -> Gradients:
+    def cap(self, low: float, high: float) -> float:
+        """Of the parameters that the axis moves, from the moments of the snapshot."""
+        return cap(self.axis.params, self._update, self._replays(), low, high)
+
+    def _replays(self) -> Callable[[float], Gradients]:
+        """Goes back to the snapshot, at a rate, with the gradients of the first batch."""
+        self.reset()
+        self.step(0, 0.0)
+        gradients = [None if p.grad is None else p.grad.detach().clone() for p in self.axis.params]
+
+        def restart(lr: float) -> Gradients:
             self.reset()
             self.axis.set(lr, 1.0)
             return gradients
 
-        def update() -> None:
-            take_step(self.optimizer, lambda: torch.zeros(()))
+        return restart
 
-        return response(params, update, restart)
+    def _update(self) -> None:
+        take_step(self.optimizer, lambda: torch.zeros(()))
 
     def held_out(self, batches: int) -> list[float]:
         """Losses of held-out batches; random numbers drawn here move nothing."""

@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from optimizers.schedules import Schedule
 from tuner import lr_fit
 from tuner.lr_curve import MIN_POINTS, explosion, refusal, shape
-from tuner.lr_ramp import HIGH, LOW, Points, coarse
+from tuner.lr_ramp import CEILING, HIGH, LOW, Points, coarse
 from tuner.lr_rigs import MOST_LOOKS, Rig
 from tuner.records import LrCurve
 
@@ -105,6 +105,7 @@ class Search:
     start: float | None = None  # where to look first; None to ask the ramp
     before: list[float] = field(default_factory=list)
     noise: float = 0.0
+    cap: float = math.inf  # the rate above which all rates are the same
     forks: dict[int, list[Fork]] = field(default_factory=dict)
 
     def run(self) -> LrCurve:
@@ -115,7 +116,10 @@ class Search:
         if np.isfinite(self.before).all() and self.start is None:
             self.rig.warm(WARM)
         self.noise = float(np.std(self.before)) if np.isfinite(self.before).all() else 0.0
-        points = coarse(self._ramp, self.low, self.high, self.plan.ramp, self.noise)
+        if np.isfinite(self.before).all():
+            self.cap = self.rig.cap(self.low, CEILING)
+        high, ceiling = min(self.high, self.cap), min(CEILING, self.cap)
+        points = coarse(self._ramp, self.low, high, self.plan.ramp, self.noise, ceiling)
         usable = explosion([loss for _, loss in points], self.noise)
         top = None if usable is None else points[usable][0]
         if not np.isfinite(self.before).all() or usable == 0 or (usable is not None and usable < 3):
@@ -180,18 +184,19 @@ class Search:
     def _next(self, horizon: int, tried: dict[float, Fork]) -> float | None:
         """Where to look next, in steps from the start; None when nothing is left open.
 
-        An end that is nearly as good as the best run may hide a better one beyond it.
+        An end that is nearly as good as the best run may hide a better one beyond it; above the cap
+        there is none.
         """
         lowest, *_, highest = places = sorted(tried) if len(tried) > 1 else [0.0, 0.0]
+        capped = self._is_capped(tried[highest])
         if not any(self._is_alive(horizon, fork) for fork in tried.values()):
             too_low = horizon == self.plan.short and not self._is_lost(tried[highest])
-            return highest + 1 if too_low else lowest - 1
+            return highest + 1 if too_low and not capped else lowest - 1
         if lowest == highest:
-            return highest + 1
+            return lowest - 1 if capped else highest + 1
         losses = np.array([tried[place].losses for place in places])
         lost = lr_fit.excess(losses, np.array(self.before[: losses.shape[1]]))
-        ends = ((lost[0], lowest - 1), (lost[-1], highest + 1))
-        least, place = min(ends)
+        least, place = min((lost[0], lowest - 1), (1.0 if capped else lost[-1], highest + 1))
         if least < lr_fit.OUT:
             return place
         return self._between(places, lost.tolist()) if horizon == self.plan.long else None
@@ -199,9 +204,13 @@ class Search:
     def _between(self, places: list[float], lost: list[float]) -> float | None:
         """The middle of the gap beside the best run, on its better side; None if that is narrow."""
         best = lost.index(0.0)
-        beside = best + 1 if lost[best + 1] < lost[best - 1] else best - 1
+        sides = [each for each in (best - 1, best + 1) if 0 <= each < len(lost)]
+        beside = min(sides, key=lambda each: lost[each])
         gap = abs(places[beside] - places[best]) * STEP
         return (places[beside] + places[best]) / 2 if gap > WIDE_GAP else None
+
+    def _is_capped(self, fork: Fork) -> bool:
+        return 10**fork.log_lr >= self.cap
 
     def _is_alive(self, horizon: int, fork: Fork) -> bool:
         """Whether a run learns; a longer one has to do better than the best of the shorter ones."""
@@ -230,7 +239,8 @@ class Search:
         forks = self.forks[horizon]
         losses = np.array([fork.losses for fork in forks])
         before = np.array(self.before[: losses.shape[1]])
-        return lr_fit.locate(horizon, [fork.log_lr for fork in forks], losses, before)
+        capped = self._is_capped(forks[-1])
+        return lr_fit.locate(horizon, [fork.log_lr for fork in forks], losses, before, capped)
 
     def _tick(self) -> None:
         done = math.ceil(self.cost)
@@ -291,9 +301,12 @@ class Search:
 
     def _reason(self, optima: list[lr_fit.Belief], diverges_at: float | None) -> str:
         seen = " and ".join(f"{10**o.log_lr:.2g} for {o.horizon}" for o in optima)
-        end = (
-            "no rate exploded" if diverges_at is None else f"training explodes at {diverges_at:.2g}"
-        )
+        if diverges_at is not None:
+            end = f"training explodes at {diverges_at:.2g}"
+        elif math.isfinite(self.cap):
+            end = f"rates above {self.cap:.2g} are all the same to this optimizer"
+        else:
+            end = "no rate exploded"
         return f"the best rate is {seen} steps, continued to {self.plan.run_steps}; {end}"
 
     def _told(self, curve: LrCurve) -> LrCurve:

@@ -1,5 +1,8 @@
 """How far updates follow the gradient, on the library's rules and torch's."""
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -9,12 +12,12 @@ import optimizers
 from optimizers.mistakes import MISTAKES
 from tuner.lr_axis import axis_of
 from tuner.lr_batches import Batches, Split
-from tuner.lr_response import response
+from tuner.lr_response import cap, response
 from tuner.lr_rigs import LoaderRig
 from tuner.snapshot import preserved
 
 
-def measured(make: object, lr: float = 1e-3) -> float:
+def measured(make: object, ask: Callable[[LoaderRig], float] = lambda r: r.response(1e-3)) -> float:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     optimizer = make(model)  # type: ignore[operator]
@@ -33,7 +36,7 @@ def measured(make: object, lr: float = 1e-3) -> float:
             loss=lambda m, batch: nn.functional.cross_entropy(m(batch[0]), batch[1]),
         )
         rig.warm(20)
-        found = rig.response(lr)
+        found = ask(rig)
         assert rig.steps == 21
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     return found
@@ -73,3 +76,27 @@ def test_a_foreign_or_wrapped_rule_is_measured_like_any_other(make: object) -> N
 def test_parameters_that_never_move_tell_nothing() -> None:
     still = [torch.zeros(3)]
     assert response(still, lambda: None, lambda: [torch.ones(3)]) == 0.5
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: optimizers.create("adafactor", m, silence=MISTAKES),
+        lambda m: optimizers.SAM(m.parameters(), base="adafactor", silence=MISTAKES),
+        lambda m: torch.optim.Adafactor(m.parameters()),
+    ],
+)
+def test_the_rate_of_a_relative_step_is_capped(make: object) -> None:
+    """By 1 / sqrt(t), which is the twenty-first step here."""
+    assert measured(make, lambda rig: rig.cap(1e-8, 1e4)) == pytest.approx(21**-0.5, rel=0.13)
+
+
+@pytest.mark.parametrize("rule", [name for name in optimizers.names() if name != "adafactor"])
+def test_other_rules_have_no_cap(rule: str) -> None:
+    make = lambda m: optimizers.create(rule, m, silence=MISTAKES)  # noqa: E731
+    assert measured(make, lambda rig: rig.cap(1e-8, 1e4)) == math.inf
+
+
+def test_a_gradient_of_zero_tells_of_no_cap() -> None:
+    still = [torch.zeros(3)]
+    assert cap(still, lambda: None, lambda lr: [torch.zeros(3)], 1e-8, 1e4) == math.inf

@@ -17,7 +17,8 @@ RUN = 300
 class Valley:
     """Loses most at `best` decades for a run of RUN steps, and more than that for shorter ones.
 
-    Above `cliff` training explodes, below `best` by three decades nothing happens.
+    Above `cliff` training explodes, below `best` by three decades nothing happens; rates above
+    `cap` are as good as `cap`.
     """
 
     def __init__(
@@ -29,9 +30,10 @@ class Valley:
         noise: float = 0.01,
         seed: int = 0,
         level: float = 2.0,
+        cap: float = math.inf,
     ) -> None:
-        self.best, self.slope, self.cliff, self.gain = best, slope, cliff, gain
-        self.noise, self.level = noise, level
+        self.best, self.slope, self.cliff, self.log_cap = best, slope, cliff, cap
+        self.gain, self.noise, self.level = gain, noise, level
         self.batches = np.random.default_rng(seed).standard_normal(5000)
         self.steps = self.looks = 0
         self.most_looks = 32
@@ -54,7 +56,7 @@ class Valley:
         before = self.loss() + self.noise * self.batches[index + 10]
         self.steps += 1
         self.count += 1
-        self.peak = max(self.peak, lr * factor)
+        self.peak = max(self.peak, min(lr * factor, 10**self.log_cap))
         self.exploded |= math.log10(self.peak) > self.best + self.cliff + 0.8
         return before
 
@@ -65,6 +67,10 @@ class Valley:
         """The one whose slope theory says this valley to have."""
         self.steps += 1
         return 1 - self.slope / FIXED_SLOPE
+
+    def cap(self, low: float, high: float) -> float:
+        self.steps += 1
+        return 10**self.log_cap
 
     def held_out(self, batches: int) -> list[float]:
         self.looks += batches
@@ -88,6 +94,18 @@ def test_the_rate_of_a_whole_run_is_found(best: float, slope: float) -> None:
     assert curve.diverges_at is not None
     assert curve.diverges_at > curve.suggested_lr
     assert [steps for steps, _ in curve.optima] == [11, 67]
+
+
+@pytest.mark.parametrize("distance", [-0.4, 0.0, 0.4])
+def test_a_rate_that_is_capped_is_looked_for_below_the_cap(distance: float) -> None:
+    """At the cap or above all rates are the same, and whether one explodes is never seen."""
+    rig = Valley(slope=0.0, cap=-2.0 + distance)
+    curve = search(rig)
+    assert curve.suggested_lr is not None, curve.reason
+    assert math.log10(curve.suggested_lr) == pytest.approx(min(-2.0, rig.log_cap), abs=0.35)
+    assert curve.diverges_at is None
+    assert "are all the same" in curve.reason
+    assert max(lr for _, lr, _ in curve.grid) < 3 * 10**rig.log_cap
 
 
 @pytest.mark.parametrize("seed", range(5))
