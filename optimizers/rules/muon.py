@@ -2,7 +2,8 @@
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
 https://kellerjordan.github.io/posts/muon. Liu et al., "Muon is Scalable for LLM Training", 2025,
-https://arxiv.org/abs/2502.16982 (``adjust_lr_fn="match_rms_adamw"``).
+https://arxiv.org/abs/2502.16982 (``adjust_lr_fn="match_rms_adamw"``). Bernstein, "Deriving Muon",
+2025, https://jeremybernste.in/writing/deriving-muon (``adjust_lr_fn="spectral_unclamped"``).
 
 Tensors with more than two dimensions (convolutions) are flattened to ``(out, everything else)``.
 Vectors and scalars go to AdamW with ``adamw_lr`` in the same optimizer; so should embeddings and
@@ -139,7 +140,8 @@ def scale(rows: int, columns: int, adjust_lr_fn: str | None) -> float:
     """What keeps the size of the update alike for matrices of all shapes."""
     if adjust_lr_fn == "match_rms_adamw":
         return float(0.2 * max(rows, columns) ** 0.5)
-    return float(max(1.0, rows / columns) ** 0.5)
+    least = 0.0 if adjust_lr_fn == "spectral_unclamped" else 1.0
+    return float(max(least, rows / columns) ** 0.5)
 
 
 def momentum(
@@ -211,9 +213,9 @@ MUON = Rule(
         ),
         "adjust_lr_fn": Option(
             None,
-            (None, "original", "match_rms_adamw"),
-            "scale by shape: sqrt(max(1, rows/columns)), or AdamW's size 0.2·sqrt(max(rows,"
-            " columns)), with which AdamW's learning rate can be used; None is the former",
+            (None, "original", "match_rms_adamw", "spectral_unclamped"),
+            "scale by shape: sqrt(max(1, rows/columns)), AdamW's size 0.2·sqrt(max(rows, columns)),"
+            " with which AdamW's learning rate can be used, or sqrt(rows/columns); None is the first",
         ),
     },
     packs={

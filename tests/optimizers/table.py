@@ -272,6 +272,8 @@ ROWS = (
             {"lr": 0.02, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3},
             {"lr": 0.02, "ns_a": 2.0, "ns_b": -1.5, "ns_c": 0.5, "weight_decay": 0.0},
             {"adamw_lr": 0.02, "adamw_beta1": 0.5, "adamw_beta2": 0.9, "adamw_eps": 1e-3},
+            # torch has it from 2.14 on
+            {"lr": 0.02, "adjust_lr_fn": "spectral_unclamped", "adamw_lr": 0.02},
         ),
         ExactMuon,
         only_ours=("adamw_lr",),

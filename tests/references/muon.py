@@ -30,6 +30,8 @@ def muon(
     o = _newton_schulz(u.reshape(len(p), -1), ns_steps, ns_a, ns_b, ns_c)
     rows, columns = o.shape
     ratio = np.sqrt(max(1, rows / columns))
+    if adjust_lr_fn == "spectral_unclamped":
+        ratio = np.sqrt(rows / columns)
     if adjust_lr_fn == "match_rms_adamw":
         ratio = 0.2 * np.sqrt(max(rows, columns))
     return p * (1 - lr * weight_decay) - lr * ratio * o.reshape(p.shape)
