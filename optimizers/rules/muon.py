@@ -214,8 +214,8 @@ MUON = Rule(
         "adjust_lr_fn": Option(
             None,
             (None, "original", "match_rms_adamw", "spectral_unclamped"),
-            "scale by shape: sqrt(max(1, rows/columns)), AdamW's size 0.2·sqrt(max(rows, columns)),"
-            " with which AdamW's learning rate can be used, or sqrt(rows/columns); None is the first",
+            "scale by shape: sqrt(max(1, rows/columns)), AdamW's 0.2·sqrt(max(rows, columns)) to"
+            " use its learning rate, or sqrt(rows/columns); None is the first",
         ),
     },
     packs={
