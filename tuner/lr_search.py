@@ -260,7 +260,7 @@ class Search:
             return self._told(refusal(points, diverges_at, "noise-dominated", reason))
         optima = [self._locate(horizon) for horizon in sorted(self.forks)]
         if not optima[-1].bracketed and not optima[0].bracketed:
-            reason = "the loss goes on falling to the end of the rates tried: give a wider range"
+            reason = "the lowest loss lies at the end of the rates tried: give the test more steps"
             return self._told(refusal(points, diverges_at, "boundary", reason))
         below, above = answer.interval
         lr, interval = 10**answer.log_lr, (10**below, 10**above)
