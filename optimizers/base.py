@@ -2,6 +2,9 @@
 
 torch guards four methods against `torch.compile`, and the guard's first call imports torch._dynamo,
 which takes as long as torch itself. Where nothing is being compiled, nothing needs the guard.
+
+Around every step torch tells a profiler and runs hooks. Where there are neither, that takes longer
+than the step of a small model, and is left out.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
+from torch.optim import optimizer as of_torch
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -26,8 +30,30 @@ def guarded_only_in_compile(guarded: Method) -> Method:
     return cast(Method, method)
 
 
+def watched(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a profiler or a hook wants to know of an optimizer's steps."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or of_torch._global_optimizer_pre_hooks
+        or of_torch._global_optimizer_post_hooks
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
 class TorchOptimizer(torch.optim.Optimizer):
     """What optimizers and wrappers inherit from torch."""
+
+    @staticmethod
+    def profile_hook_step(func: Method) -> Method:
+        """What torch makes of each class's ``step``: one that tells whoever watches it."""
+        telling = torch.optim.Optimizer.profile_hook_step(func)
+
+        @wraps(func)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return (telling if watched(self) else func)(self, *args, **kwargs)
+
+        return cast(Method, step)
 
     add_param_group = guarded_only_in_compile(torch.optim.Optimizer.add_param_group)
     load_state_dict = guarded_only_in_compile(torch.optim.Optimizer.load_state_dict)

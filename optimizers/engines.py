@@ -49,15 +49,16 @@ class Piece:
     scale: Scalar
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """The parameters of one group that have a gradient, and all that their step needs.
 
     ``scales`` multiply the gradients (clipping), ``bound`` limits each entry; ``steps`` are the
     updates each state will have absorbed after this one. ``compensations`` hold what half
     precision parameters could not, ``stochastic`` rounds them at random. Parameters and gradients
-    are real; a gradient that is still sparse has its rows updated alone. ``tables`` hold further
-    parameters of the group, which compiled kernels step.
+    are real; a gradient that is still sparse has its rows updated alone. ``zeros`` says which of
+    the rule's hyperparameters are zero. ``tables`` hold further parameters of the group, which
+    compiled kernels step.
     """
 
     rule: Rule
@@ -72,6 +73,7 @@ class Batch:
     bound: float | None = None
     maximize: bool = False
     stochastic: bool = False
+    zeros: tuple[bool, ...] = ()
     tables: Sequence[Any] = ()  # optimizers.kernels.table.Table, which comes after this
 
     def pieces(self) -> Iterator[Piece]:

@@ -20,13 +20,13 @@ from optimizers.base import TorchOptimizer
 from optimizers.core import DecayMode, Rule, State, Values
 from optimizers.engines import Batch, share, usable
 from optimizers.groups import check_group, split_group
-from optimizers.kernels.plan import Plan, Planner, Wish, zero_pattern
+from optimizers.kernels.plan import Plan, Planner, Wish
 from optimizers.kernels.policy import check_engine
 from optimizers.points import move, observe
 from optimizers.precision import LOW_PRECISION
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
-from optimizers.scheduling import check_schedule, group_values
+from optimizers.scheduling import Reader, check_schedule, group_values
 from optimizers.sharding import check_whole, placed_like
 from optimizers.signatures import bind, signature
 from optimizers.stepping import Norms, prepare_rows, prepare_tables, run, set_scales
@@ -70,7 +70,7 @@ class Optimizer(TorchOptimizer):
         self.skip_nonfinite: bool = given["skip_nonfinite"]
         self.engine: str = given["engine"]
         check_engine(owner, self.engine)
-        self._planner = Planner(self.engine)
+        self._forget()
         self.low_precision: str = given["low_precision"]
         if self.low_precision not in LOW_PRECISION:
             raise ValueError(
@@ -81,7 +81,6 @@ class Optimizer(TorchOptimizer):
         self.nonfinite_parameter: str | None = None
         self.last_grad_norm: float | None = None
         self._last_lrs: list[float] | None = None
-        self._zeros: dict[int, tuple[bool, ...]] = {}
         defaults = {name: given[name] for name in self.rule.arguments}
         self.rule.validate(defaults)
         defaults["maximize"] = given["maximize"]
@@ -148,7 +147,10 @@ class Optimizer(TorchOptimizer):
 
     def hyper(self, group: Group) -> Values:
         """The numbers and options that a rule sees for a group, schedule included."""
-        return group_values(self.rule_of(group), group, self.schedule, self.total_steps)
+        rule, reader = self.rule_of(group), self._readers.get(id(group))
+        if reader is None or reader.rule is not rule:
+            reader = self._readers[id(group)] = Reader(rule)
+        return group_values(reader, group, self.schedule, self.total_steps)
 
     def report(self, metric: float) -> None:
         """Tell a metric to a schedule that waits for one (`schedules.plateau`).
@@ -161,7 +163,6 @@ class Optimizer(TorchOptimizer):
 
     # The step -------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns the closure's loss, if there is one.
 
@@ -171,11 +172,17 @@ class Optimizer(TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with torch.no_grad():
+            self._update()
+        return loss
+
+    def _update(self) -> None:
+        """Step with the present gradients."""
         if any(group.get("evaluating") for group in self.param_groups):
             raise RuntimeError(f"{self.rule.class_name}: call train() before step()")
         batches = self._batches()
         if not self._scale(batches):
-            return loss
+            return
         self._last_lrs = [batch.hyper.lr for batch in batches]
         for group, batch in zip(self.param_groups, batches, strict=True):
             self._prepare_states(group, batch)
@@ -184,12 +191,11 @@ class Optimizer(TorchOptimizer):
         for group, batch in zip(self.param_groups, batches, strict=True):
             run(batch, compiled=self.engine == "compiled")
             group["schedule_step"] += 1
-        return loss
 
     def _share(self, batches: list[Batch]) -> None:
         """Let a rule of scope "model" see sums over all its parameters."""
-        rows = list(zip(self.param_groups, batches, strict=True))
         for rule in {batch.rule.name: batch.rule for batch in batches if batch.rule.model}.values():
+            rows = zip(self.param_groups, batches, strict=True)
             own = [(group, batch) for group, batch in rows if batch.rule is rule]
             active = [batch for _, batch in own if batch.params or batch.tables]
             if active:
@@ -227,6 +233,7 @@ class Optimizer(TorchOptimizer):
             bound=self.clip.value,
             maximize=group["maximize"],
             stochastic=self.low_precision == "stochastic",
+            zeros=plan.wish.zeros,
             tables=plan.tables,
         )
 
@@ -310,10 +317,9 @@ class Optimizer(TorchOptimizer):
 
     def _prepare_states(self, group: Group, batch: Batch) -> None:
         """Allocate missing state, count the update, and hand the rule's tensors to the batch."""
-        zeros = zero_pattern(batch.rule, batch.hyper)
         # a hyperparameter that leaves zero may need state that was not there (momentum)
-        changed = self._zeros.get(id(group)) != zeros
-        self._zeros[id(group)] = zeros
+        changed = self._zeros.get(id(group)) != batch.zeros
+        self._zeros[id(group)] = batch.zeros
 
         def allocate(param: torch.Tensor, state: State) -> None:
             if not state or changed:
@@ -363,32 +369,28 @@ class Optimizer(TorchOptimizer):
             for param in filter(self.state.get, group["params"]):
                 checkpoint.check_shapes(rule, param, self.state[param], self.hyper(group))
         self._last_lrs = None
-        self._zeros = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew what is kept for speed alone."""
+        self._zeros: dict[int, tuple[bool, ...]] = {}
+        self._readers: dict[int, Reader] = {}
         self._planner = Planner(self.engine)
 
     def __getstate__(self) -> dict[str, Any]:
         # hooks, and the step that an LR scheduler has wrapped, belong to this object alone
-        own = {key for key in self.__dict__ if key.endswith("_hooks")} | {
-            "step",
-            "_zeros",
-            "_planner",
-        }
+        own = {key for key in self.__dict__ if key.endswith("_hooks")}
+        own |= {"step", "_zeros", "_readers", "_planner"}
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._zeros = {}
         super().__setstate__(state)
-        self._planner = Planner(self.engine)
+        self._forget()
         self.defaults.pop("differentiable", None)  # torch's own argument, which it fills in
 
 
 def make_class(rule: Rule, module: str = __name__) -> type[Optimizer]:
     """The optimizer class of a rule, with its real signature and a docstring from the row."""
     doc = f"{rule.summary}\n\n{rule.equations.strip()}\n\nWhen: {rule.when}\nSource: {rule.paper}\n"
-    namespace = {
-        "rule": rule,
-        "__doc__": doc,
-        "__module__": module,
-        "__signature__": signature(rule),
-    }
-    return cast(type[Optimizer], type(rule.class_name, (Optimizer,), namespace))
+    names = {"rule": rule, "__doc__": doc, "__module__": module, "__signature__": signature(rule)}
+    return cast(type[Optimizer], type(rule.class_name, (Optimizer,), names))

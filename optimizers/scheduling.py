@@ -48,14 +48,38 @@ def cycled(
     return {} if momentum is None else {"momentum": momentum, "beta1": momentum}
 
 
+def constant(value: object) -> bool:
+    """Whether a value in a group cannot change without being replaced."""
+    if isinstance(value, tuple):
+        return all(map(constant, value))
+    return value is None or isinstance(value, float | int | str)
+
+
+class Reader:
+    """A group's own values, flat, which are read again when one of them has been replaced."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule, self.names = rule, tuple(rule.arguments)
+        self.found: list[Any] = []
+        self.flat: dict[str, Any] = {}
+
+    def read(self, group: Group) -> dict[str, Any]:
+        """Values per hyperparameter and option; a dict of the caller's own."""
+        found = [*map(group.__getitem__, self.names)]
+        if found != self.found:
+            self.flat = {
+                key: float(value) if isinstance(value, Tensor) else value
+                for key, value in self.rule.flatten(group).items()
+            }
+            self.found = found if all(map(constant, found)) else []
+        return dict(self.flat)
+
+
 def group_values(
-    rule: Rule, group: Group, schedule: Schedule | None, total_steps: int | None
+    reader: Reader, group: Group, schedule: Schedule | None, total_steps: int | None
 ) -> Values:
     """The numbers and options that a rule sees for a group, schedule included."""
-    flat = {
-        key: float(value) if isinstance(value, Tensor) else value
-        for key, value in rule.flatten(group).items()
-    }
+    rule, flat = reader.rule, reader.read(group)
     factor = scheduled_factor(group, schedule, total_steps)
     # an LR scheduler on top counts as schedule too: independent decay follows it, and a learning
     # rate of zero stops it (torch.distributed.checkpoint allocates state by such a step)

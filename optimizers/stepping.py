@@ -31,7 +31,7 @@ class Norms:
     def of(cls, batches: Sequence[Batch], at_least: torch.dtype = torch.float32) -> Norms:
         """Read every gradient once; those in tables also leave their norms there."""
         grads = [grad for batch in batches for grad in batch.grads]
-        own = clipping.as_floats(clipping.grad_norms(grads, at_least))
+        own = clipping.as_floats(clipping.grad_norms(grads, at_least)) if grads else []
         squares = [table.square_sum() for batch in batches for table in batch.tables]
         return cls(own, math.hypot(*own, *map(math.sqrt, squares)))
 
@@ -40,9 +40,9 @@ def set_scales(clip: Clip, batches: Sequence[Batch], norms: Norms) -> None:
     """Tell every gradient what multiplies it."""
     grads = [grad for batch in batches for grad in batch.grads]
     params = [param for batch in batches for param in batch.params]
-    scales = iter(clip.scales(grads, params, norms.own, norms.total))
+    scales = iter(clip.scales(grads, params, norms.own, norms.total) if grads else ())
     for batch in batches:
-        batch.scales.extend(local_scale(next(scales)) for _ in batch.grads)
+        batch.scales.extend([local_scale(next(scales)) for _ in batch.grads])
         for table in batch.tables:
             scale_table(clip, table, norms.total)
 
@@ -63,6 +63,8 @@ def scale_table(clip: Clip, table: Table, total: float) -> None:
 
 def prepare_rows(batch: Batch, states: Mapping[Tensor, State], allocate: Allocate) -> None:
     """Allocate missing state, count the update, and hand the rule's tensors to the batch."""
+    if not batch.params:
+        return
     params = list(batch.params)
     for index, param in enumerate(params):
         state = states[param]
@@ -72,8 +74,7 @@ def prepare_rows(batch: Batch, states: Mapping[Tensor, State], allocate: Allocat
         batch.params[index] = plain(param)
         batch.grads[index] = plain(batch.grads[index])
     counters = [states[param]["step"] for param in params]
-    if counters:
-        torch._foreach_add_(counters, 1)
+    torch._foreach_add_(counters, 1)
     batch.steps.extend(counter.item() for counter in counters)
 
 

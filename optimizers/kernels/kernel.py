@@ -123,7 +123,7 @@ class Kernel:
 
     def numbers(self, values: Values) -> array[float]:
         """The hyperparameters in the kernel's order."""
-        return array("d", [float(getattr(values, name)) for name in self.hypers])
+        return array("d", map(vars(values).__getitem__, self.hypers))
 
 
 # the whole step; what a `ModelHook` sums up; what comes before and after a `Core`
@@ -159,7 +159,8 @@ def kernel_of(
 
 def threads_for(entries: int) -> int:
     """How many threads are worth their start."""
-    return max(1, min(torch.get_num_threads(), round(entries / SMALL)))
+    worth = round(entries / SMALL)
+    return min(torch.get_num_threads(), worth) if worth > 1 else 1
 
 
 def blocks(sizes: Sequence[int], units: Sequence[int]) -> tuple[array[int], array[int]]:

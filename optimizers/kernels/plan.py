@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,10 @@ from optimizers.precision import HALF, compute_dtype
 
 def zero_pattern(rule: Rule, values: Values) -> tuple[bool, ...]:
     """Which hyperparameters are zero: on that the state may depend (momentum)."""
-    return tuple(getattr(values, name) == 0 for name in rule.hypers)
+    return tuple([value == 0 for value in map(vars(values).__getitem__, rule.hypers)])
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(NamedTuple):
     """What a group's step asks for; as long as it stays equal, so may the tables.
 
     ``units`` says that gradients are scaled unit by unit (adaptive clipping).
@@ -46,7 +45,7 @@ class Wish:
         cls, rule: Rule, mode: DecayMode, values: Values, low_precision: str, units: bool
     ) -> Wish:
         """What a group with these values asks for."""
-        options = tuple(getattr(values, name) for name in rule.options)
+        options = tuple(map(vars(values).__getitem__, rule.options))
         return cls(rule, mode, options, zero_pattern(rule, values), low_precision, units)
 
 

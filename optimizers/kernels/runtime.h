@@ -370,22 +370,39 @@ extern "C" void approach(i64 n, const char* const* objects) {
   }
 }
 
-// Whether tensors are where and shaped as they were: `functions` are torch's aoti_torch_get_data_ptr,
-// _numel, _dim and _strides, `known` holds their answers one after another. See watch.py.
-extern "C" i64 unchanged(i64 n, void* const* handles, void* const* functions, const i64* known) {
-  typedef int (*Number)(void*, i64*);
-  typedef int (*Numbers)(void*, const i64**);
+// Whether an answer is the one that is known, or is now noted.
+static inline bool agrees(i64 answer, i64** known, i64 learn) {
+  if (learn) **known = answer;
+  return *(*known)++ == answer;
+}
+
+// Whether Python's tensors are shaped as they were, and lie where they did unless `places` are wanted.
+// `torch` says where in an object the tensor is, and has the functions that answer for it. See watch.py.
+extern "C" i64 unchanged(i64 n, const char* const* objects, const i64* torch, i64* known, i64* places,
+                         i64 learn) {
+  typedef int (*Code)(const void*, int*);
+  typedef int (*Number)(const void*, i64*);
+  typedef int (*Numbers)(const void*, const i64**);
+  const i64 inside = torch[0];
   for (i64 i = 0; i < n; i++) {
+    if (i + 16 < n) __builtin_prefetch(objects[i + 16] + inside, 0, 3);
     if (i + 8 < n)
-      for (int line = 0; line < 3; line++)  // what a handle points to
-        __builtin_prefetch(*(const char* const*)handles[i + 8] + 64 * line, 0, 3);
-    i64 found[3];
-    for (int k = 0; k < 3; k++)
-      if (((Number)functions[k])(handles[i], found + k) || found[k] != *known++) return 0;
+      for (int line = 0; line < 3; line++)
+        __builtin_prefetch(*(const char* const*)(objects[i + 8] + inside) + 64 * line, 0, 3);
+    const char* tensor = objects[i] + inside;
+    for (int k = 1; k < 3; k++) {  // layout, dtype
+      int code;
+      if (((Code)torch[k])(tensor, &code) || !agrees(code, &known, learn)) return 0;
+    }
+    i64 number, dims;
+    if (((Number)torch[3])(tensor, &number) || !agrees(number, &known, learn)) return 0;
+    if (((Number)torch[4])(tensor, &dims) || !agrees(dims, &known, learn)) return 0;
+    if (((Number)torch[5])(tensor, &number)) return 0;
+    if (places ? !(places[i] = number) : !agrees(number, &known, learn)) return 0;
     const i64* strides;
-    if (((Numbers)functions[3])(handles[i], &strides)) return 0;
-    for (i64 d = 0; d < found[2]; d++)
-      if (strides[d] != *known++) return 0;
+    if (((Numbers)torch[6])(tensor, &strides)) return 0;
+    for (i64 d = 0; d < dims; d++)
+      if (!agrees(strides[d], &known, learn)) return 0;
   }
   return 1;
 }

@@ -33,7 +33,6 @@ CONTIGUOUS: Callable[[Tensor], bool] = Tensor.is_contiguous
 NEGATED: Callable[[Tensor], bool] = Tensor.is_neg
 CONJUGATED: Callable[[Tensor], bool] = Tensor.is_conj
 VALUES: Callable[[State], Iterable[Tensor]] = dict.values
-DTYPE = attrgetter("dtype")
 GRAD = attrgetter("grad")
 PLAIN = {Tensor, torch.nn.Parameter}
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -103,11 +102,6 @@ def describe(columns: Sequence[Tensor]) -> array[int] | None:
     return array("q", [len(dims), *(real[0].shape[d] for d in dims), *strides])
 
 
-def odd_strides(tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:
-    """Where among tensors there are some that are not contiguous, and their strides."""
-    return [(i, t.stride()) for i, t in enumerate(tensors) if not t.is_contiguous()]
-
-
 def table_of(arrays: Sequence[array[Any] | None]) -> array[int] | None:
     """A table of where arrays lie; None when there is none at all."""
     return array("q", [address(a) or 0 for a in arrays]) if any(arrays) else None
@@ -149,10 +143,9 @@ class Table:
         if self.kernel.stacked:
             units = [prod(param.shape[-2:]) for param in params]
         self.item_rows, self.item_starts = blocks(self.sizes, units)
-        self.contiguous = [*map(CONTIGUOUS, grads)]
-        self.odd = odd_strides(grads)
-        self.grad_pointers = [*map(POINTER, grads)]
-        self.grads = array("q", self.grad_pointers)
+        self.approach_arguments = (len(params), address(self.objects))
+        self.grads = array("q", map(POINTER, grads))
+        self.grad_watch = Watch(grads, self.library, self.grads)
         self.grad_layouts = [describe([grad]) for grad in grads]
         self.grad_layout_table = table_of(self.grad_layouts)
         self.squares = array("d", bytes(8 * len(params)))
@@ -177,29 +170,14 @@ class Table:
 
     def same(self) -> bool:
         """Whether all that rows point to is of the kind it was; takes over where gradients lie."""
-        self.library.approach(len(self.params), address(self.objects))
+        self.library.approach(*self.approach_arguments)
         grads = [*map(GRAD, self.params)]
-        objects = array("q", map(id, grads))
-        self.library.approach(len(grads), address(objects))
-        return self.same_grads(grads) and self.same_states()
-
-    def same_grads(self, grads: list[Tensor]) -> bool:
-        """Whether gradients are of the kind they were; takes over where they lie."""
-        try:
-            found = [*map(POINTER, grads)]
-        except (TypeError, RuntimeError):  # None, or without memory of its own
-            return False
-        if found != self.grad_pointers:
-            self.grad_pointers = found
-            self.grads[:] = array("q", found)
         return (
             {*map(type, grads)} == {Tensor}
-            and {*map(DTYPE, grads)} == {self.dtype}
-            and [*map(CONTIGUOUS, grads)] == self.contiguous
-            and all(grads[i].stride() == strides for i, strides in self.odd)
+            and self.grad_watch.same(grads)
             and not any(map(NEGATED, grads))
             and not (self.pairs == 2 and any(map(CONJUGATED, grads)))
-            and 0 not in found
+            and self.same_states()
         )
 
     def same_states(self) -> bool:

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import optimizers
 from tests.optimizers.helpers import drive, generator, problem
@@ -109,3 +110,61 @@ def test_the_number_of_threads_changes_no_bit(rule):
     for other in ends[1:]:
         assert other[0] == ends[0][0]
         assert all(torch.equal(a, b) for a, b in zip(other[1:], ends[0][1:], strict=True))
+
+
+# Groups -------------------------------------------------------------------------------------------
+
+
+def replaced(group):
+    group["lr"], group["betas"] = 0.07, (0.5, 0.9)
+
+
+def within_a_list(group):
+    group["lr"] = 0.07
+    group["betas"][:] = 0.5, 0.9
+
+
+def within_a_tensor(group):
+    group["lr"].fill_(0.07)
+    group["betas"] = (0.5, 0.9)
+
+
+@BY_ENGINE
+@pytest.mark.parametrize("change", [replaced, within_a_list, within_a_tensor])
+def test_a_group_that_says_something_else(engine, change):
+    start, grads = problem((64, 33), 5)
+    param = nn.Parameter(start.clone())
+    lr = torch.tensor(0.02, dtype=torch.float64) if change is within_a_tensor else 0.02
+    opt = optimizers.AdamW([param], lr=lr, weight_decay=0.3, engine=engine)
+    if change is within_a_list:
+        opt.param_groups[0]["betas"] = [0.9, 0.999]
+    drive(opt, param, grads[:2])
+    change(opt.param_groups[0])
+    drive(opt, param, grads[2:])
+    same = nn.Parameter(start.clone())
+    torchs = torch.optim.AdamW([same], lr=0.02, weight_decay=0.3)
+    drive(torchs, same, grads[:2])
+    replaced(torchs.param_groups[0])
+    drive(torchs, same, grads[2:])
+    close(param, same.detach())
+
+
+# Who watches --------------------------------------------------------------------------------------
+
+
+def test_hooks_and_profilers_see_steps_only_while_they_are_there():
+    param = nn.Parameter(torch.ones(3))
+    opt, seen = optimizers.AdamW([param]), []
+    hooks = [
+        opt.register_step_pre_hook(lambda *_: seen.append("before")),
+        opt.register_step_post_hook(lambda *_: seen.append("after")),
+        register_optimizer_step_post_hook(lambda *_: seen.append("after any")),
+    ]
+    drive(opt, param, [torch.ones(3)])
+    for hook in hooks:
+        hook.remove()
+    drive(opt, param, [torch.ones(3)])
+    assert seen == ["before", "after", "after any"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        opt.step()
+    assert "Optimizer.step#AdamW.step" in [event.key for event in profile.key_averages()]

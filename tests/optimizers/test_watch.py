@@ -1,6 +1,7 @@
 """Tables notice whatever is done to a tensor behind their back, asked from C or from Python."""
 
 import sys
+from array import array
 
 import pytest
 import torch
@@ -55,3 +56,23 @@ def test_nothing_is_kept_alive():
     del seen
     tensors.clear()
     assert sys.getrefcount(memory) == before
+
+
+OTHERS = {
+    "of another dtype": lambda: torch.zeros(6, 6, dtype=torch.float64),
+    "of another shape": lambda: torch.zeros(6, 7),
+    "of other strides": lambda: torch.zeros(6, 6).mT,
+    "sparse": lambda: torch.zeros(6, 6).to_sparse(),
+    "without memory": lambda: torch.empty(6, 6, device="meta"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_others_may_come_in_their_stead(other):
+    places = array("q", bytes(16))
+    seen = watch.Watch([torch.zeros(3), torch.zeros(6, 6)], library(), places)
+    others = [torch.zeros(3), torch.zeros(6, 6)]
+    assert seen.same(others)
+    assert [*places] == [tensor.data_ptr() for tensor in others]
+    assert not seen.same([others[0], other()])
+    assert seen.same(others)
