@@ -236,7 +236,7 @@ class Around:
                 store(whole.state, self.before(whole))
             if wide is not part.state[VALUES]:
                 part.state[VALUES].copy_(wide)
-        direction = self.core.whole(values, hyper)
+        direction = self.core.whole(values.unsqueeze(0), hyper).squeeze(0)
         for part in chunks(replace(piece, grad=direction, state={}, scale=1.0)):
             wide = self.wide(part, part.grad)
             if wide is not part.grad:

@@ -65,12 +65,15 @@ class Core:
 
     ``before(grad, param, state, hyper, t) -> (values, new_state)`` is entry by entry.
     ``whole(values, hyper)`` makes the direction of all of them, and may overwrite them; they come
-    in the dtype that ``storage(param, hyper)`` names, and so does the direction.
+    in the dtype that ``storage(param, hyper)`` names, and so does the direction. Both are stacks:
+    parameters of one shape along a new first dimension, of which ``together(shape)`` says how many
+    it should be at most.
     """
 
     before: Update
     whole: Callable[[Tensor, Values], Tensor]
     storage: Callable[[Tensor, Values], torch.dtype]
+    together: Callable[[Sequence[int]], int]
 
     def update(
         self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
@@ -78,4 +81,4 @@ class Core:
         """All three parts: the `Rule.update`."""
         values, state = self.before(grad, param, state, hyper, t)
         copied = values.to(self.storage(param, hyper), copy=True)
-        return self.whole(copied, hyper).to(grad.dtype), state
+        return self.whole(copied.unsqueeze(0), hyper).squeeze(0).to(grad.dtype), state

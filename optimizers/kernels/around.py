@@ -1,7 +1,7 @@
-"""Parameters whose rule has a `Core`: kernels lead to it and away from it, matrix by matrix.
+"""Parameters whose rule has a `Core`: kernels lead to it and away from it, stack by stack.
 
 The values that go through the core are the only memory it takes beside the core's own, and there is
-one matrix of them at a time.
+one stack of them at a time.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from optimizers.core import State, Values
 from optimizers.kernels.kernel import BLOCK, Call, Kernel, threads_for
-from optimizers.kernels.table import Signature, Table
+from optimizers.kernels.table import POINTER, Signature, Table
 from optimizers.kernels.watch import address
 
 WORD = 8  # bytes of an address or number in a table
 
 
 class AroundTable(Table):
-    """A table whose rows are contiguous and go through the rule's core one by one."""
+    """A table whose rows are contiguous and go through the rule's core in stacks of one shape."""
 
     def __init__(self, signature: Signature, params: list[Tensor], grads: list[Tensor]) -> None:
         super().__init__(signature, params, grads)
@@ -32,6 +32,15 @@ class AroundTable(Table):
         self.blocks = [-(-size // BLOCK) for size in self.sizes]
         self.first = [0, *accumulate(self.blocks)]
         self.zeros = array("q", bytes(WORD * max(self.blocks)))
+        alike: dict[torch.Size, list[int]] = {}
+        for row, param in enumerate(params):
+            alike.setdefault(param.shape, []).append(row)
+        self.stacks = [
+            rows[start : start + most]
+            for shape, rows in alike.items()
+            for most in [self.core.together(shape)]
+            for start in range(0, len(rows), most)
+        ]
 
     def bind(self, states: list[State]) -> None:
         """Fill the columns with the parameters' state."""
@@ -46,17 +55,24 @@ class AroundTable(Table):
     def run(self, values: Values, bound: float | None, maximize: bool) -> None:
         """Step every row."""
         limit, sign = math.inf if bound is None else bound, -1.0 if maximize else 1.0
-        for row, param in enumerate(self.params):
-            inside = torch.empty(param.shape, dtype=self.core.storage(param, values))
-            scale = self.scale if self.scales is None else self.scales[row]
-            place = array("q", [inside.data_ptr()])
-            at = [self.at(place), *(self.at(column, row) for column in (self.grads, *self.own))]
-            self.one(self.kernel, row, at, values, (scale, limit, sign), advance=False)
-            direction = self.core.whole(inside, values).contiguous()
-            place = array("q", [direction.data_ptr()])
-            at = [self.at(self.columns["param"], row), self.at(place)]
-            at += [self.at(column, row) for column in self.lost]
-            self.one(self.after, row, at, values, (1.0, math.inf, 1.0), advance=True)
+        wide = max(len(rows) * self.sizes[rows[0]] for rows in self.stacks)
+        space = torch.empty(wide * self.wide.itemsize, dtype=torch.uint8)
+        for rows in self.stacks:
+            first = self.params[rows[0]]
+            dtype, size = self.core.storage(first, values), len(rows) * first.numel()
+            inside = space[: size * dtype.itemsize].view(dtype).view(len(rows), *first.shape)
+            places = array("q", map(POINTER, inside))
+            for number, row in enumerate(rows):
+                scale = self.scale if self.scales is None else self.scales[row]
+                at = [self.at(column, row) for column in (self.grads, *self.own)]
+                at.insert(0, self.at(places, number))
+                self.one(self.kernel, row, at, values, (scale, limit, sign), advance=False)
+            directions = self.core.whole(inside, values).contiguous()
+            places = array("q", map(POINTER, directions))
+            for number, row in enumerate(rows):
+                at = [self.at(self.columns["param"], row), self.at(places, number)]
+                at += [self.at(column, row) for column in self.lost]
+                self.one(self.after, row, at, values, (1.0, math.inf, 1.0), advance=True)
         torch.autograd.graph.increment_version(self.params)
 
     @staticmethod

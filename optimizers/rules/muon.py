@@ -20,7 +20,7 @@ faster (x86 with AMX or AVX512-BF16, GPUs from Ampere on).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from math import prod
 
@@ -34,6 +34,9 @@ from optimizers.rules.ranges import beta, epsilon, learning_rate, weight_decay
 
 LONG = 2  # of the longer side over the shorter: Gram matrices then need fewer operations
 WORTH = 128  # of the shorter side: below, products are too small for bfloat16 to matter
+# Entries of the Gram matrices that are iterated together, or a quarter of those of X. Threads share
+# one product of a few hundred rows badly, of a stack each takes its own; but a stack is in memory.
+STACK = 2**18
 # Rounding leaves Gram matrices of singular matrices slightly indefinite, and each step makes that
 # a² times worse. In float32 1e-7 becomes 2e-2 in five, which is harmless; bfloat16 begins with 2e-3
 # of entries that are small at first, and has to go back to X after three steps and then every two.
@@ -67,12 +70,18 @@ def precision(param: Tensor, hyper: Values) -> torch.dtype:
     return torch.bfloat16 if narrow else compute_dtype(param.dtype)
 
 
+def combined(base: Tensor, a: Tensor, b: Tensor, beta: Scalar, alpha: Scalar = 1.0) -> Tensor:
+    """``beta·base + alpha·a b``, of matrices or of stacks of them."""
+    if isinstance(beta, Tensor):
+        scaled: Tensor = beta * base + alpha * (a @ b)
+        return scaled
+    multiply = torch.addmm if base.dim() == 2 else torch.baddbmm
+    return multiply(base, a, b, beta=beta, alpha=alpha)
+
+
 def polynomial(gram: Tensor, hyper: Values) -> Tensor:
     """``b·G + c·G²``: the iteration's factor of X, but for ``a``."""
-    if isinstance(hyper.ns_b, Tensor):
-        scaled: Tensor = hyper.ns_b * gram + hyper.ns_c * (gram @ gram)
-        return scaled
-    return torch.addmm(gram, gram, gram, beta=hyper.ns_b, alpha=hyper.ns_c)
+    return combined(gram, gram, gram, hyper.ns_b, hyper.ns_c)
 
 
 def gram_of(x: Tensor, tall: bool) -> Tensor:
@@ -89,10 +98,7 @@ def by_products(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Ten
     """The iteration as it is written."""
     for _ in range(steps):
         factor = polynomial(gram_of(x, tall), hyper)
-        if isinstance(hyper.ns_a, Tensor):
-            x = hyper.ns_a * x + times(factor, x, tall)
-        else:
-            x = torch.addmm(x, *((x, factor) if tall else (factor, x)), beta=hyper.ns_a)
+        x = combined(x, *((x, factor) if tall else (factor, x)), hyper.ns_a)
     return x
 
 
@@ -100,19 +106,17 @@ def by_grams(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor
     """The same iteration on the Gram matrix alone, which is small if X is long.
 
     X enters only at both ends: with ``P = a + b·G + c·G²``, ``P X`` has the Gram matrix ``P G P``,
-    and all these matrices commute. X is overwritten, square by square, to save a second one.
+    and all these matrices commute. X is overwritten.
     """
     gram = gram_of(x, tall)
     product = gram
     for step in range(steps):
         factor = polynomial(gram, hyper)
-        factor.diagonal().add_(hyper.ns_a)
+        factor.diagonal(dim1=-2, dim2=-1).add_(hyper.ns_a)
         product = factor @ product if step else factor
         if step + 1 < steps:
             gram = factor @ (factor @ gram)
-    for part in torch.split(x, gram.shape[0], dim=0 if tall else 1):
-        part.copy_(times(product, part, tall))
-    return x
+    return x.copy_(times(product, x, tall))
 
 
 def runs(steps: int, dtype: torch.dtype) -> Iterator[int]:
@@ -125,11 +129,11 @@ def runs(steps: int, dtype: torch.dtype) -> Iterator[int]:
 
 def orthogonalized(matrix: Tensor, hyper: Values) -> Tensor:
     """A matrix with the singular vectors of ``matrix``, which is overwritten, and singular values
-    near 1.
+    near 1; of a stack of matrices, each.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    short, long = sorted(matrix.shape)
-    x = matrix.div_(at_least(matrix.norm(), hyper.eps))
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    short, long = sorted(matrix.shape[-2:])
+    x = matrix.div_(at_least(matrix.norm(dim=(-2, -1), keepdim=True), hyper.eps))
     iterate = by_grams if long >= LONG * short else by_products
     for steps in runs(hyper.ns_steps, x.dtype):
         x = iterate(x, hyper, steps, tall)
@@ -153,14 +157,21 @@ def momentum(
     return ahead, {"momentum_buffer": buffer}
 
 
+def together(shape: Sequence[int]) -> int:
+    """How many matrices of a shape to iterate together."""
+    short, long = sorted((shape[0], prod(shape[1:])))
+    return max(1, round(STACK / (short * max(short, long / 4))))
+
+
 def direction(values: Tensor, hyper: Values) -> Tensor:
-    """The orthogonalized momentum, scaled by the shape of the matrix."""
-    rows, columns = values.shape[0], prod(values.shape[1:])
-    matrix = orthogonalized(values.reshape(rows, columns), hyper)
-    return matrix.mul_(scale(rows, columns, hyper.adjust_lr_fn)).reshape(values.shape)
+    """The orthogonalized momentum, scaled by the shape of the matrix; of a stack."""
+    count, rows, columns = values.shape[0], values.shape[1], prod(values.shape[2:])
+    matrices = values.reshape(count, rows, columns)
+    found = orthogonalized(matrices if count > 1 else matrices.squeeze(0), hyper)
+    return found.mul_(scale(rows, columns, hyper.adjust_lr_fn)).reshape(values.shape)
 
 
-CORE = Core(before=momentum, whole=direction, storage=precision)
+CORE = Core(before=momentum, whole=direction, storage=precision, together=together)
 
 
 def init(param: Tensor, hyper: Values) -> State:

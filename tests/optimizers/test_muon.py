@@ -9,6 +9,7 @@ from torch import nn
 import optimizers
 from optimizers.rules import muon
 from tests.optimizers.helpers import drive, generator, problem
+from tests.optimizers.test_engines import close, expected
 
 
 class Language(nn.Module):
@@ -189,3 +190,32 @@ def test_engines_agree_in_bfloat16():
         drive(opt, param, [grad.float() for grad in grads])
         ends.append(param.detach() - start.float())
     assert (ends[0] - ends[1]).norm() < 0.02 * ends[0].norm()
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_matrices_of_one_shape_go_together(engine, monkeypatch):
+    monkeypatch.setattr(muon, "STACK", 2 * 20 * 20)
+    shapes = [(24, 20), (20, 24), (24, 20), (20, 4, 5), (24, 20), (20, 24)]
+    assert {muon.together(shape) for shape in shapes} == {2}
+    starts, paths = zip(*(problem(shape, 3 + n) for n, shape in enumerate(shapes)), strict=True)
+    params = [nn.Parameter(start.clone()) for start in starts]
+    opt = optimizers.Muon(params, lr=0.1, weight_decay=0.2, engine=engine)
+    for grads in zip(*(path[:3] for path in paths), strict=True):
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad.clone()
+        opt.step()
+    for param, start, path in zip(params, starts, paths, strict=True):
+        close(param, expected("muon", start, path[:3], lr=0.1, weight_decay=0.2))
+
+
+def test_a_stack_is_its_matrices_one_by_one():
+    hyper = optimizers.get_rule("muon").values()
+    for rows, columns in [(12, 12), (9, 30), (30, 9)]:
+        stack = torch.randn(4, rows, columns, generator=generator("stack"), dtype=torch.float64)
+        whole = muon.orthogonalized(stack.clone(), hyper)
+        for matrix, found in zip(stack, whole, strict=True):
+            torch.testing.assert_close(
+                muon.orthogonalized(matrix.clone(), hyper), found, rtol=0, atol=1e-12
+            )
+    assert muon.together((8, 2**20)) == 1
+    assert muon.together((128, 128)) == 16
