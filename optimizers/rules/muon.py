@@ -72,7 +72,7 @@ def precision(param: Tensor, hyper: Values) -> torch.dtype:
 
 def combined(base: Tensor, a: Tensor, b: Tensor, beta: Scalar, alpha: Scalar = 1.0) -> Tensor:
     """``beta·base + alpha·a b``, of matrices or of stacks of them."""
-    if isinstance(beta, Tensor):
+    if isinstance(beta, Tensor) or isinstance(alpha, Tensor):
         scaled: Tensor = beta * base + alpha * (a @ b)
         return scaled
     multiply = torch.addmm if base.dim() == 2 else torch.baddbmm
