@@ -15,8 +15,8 @@ import torch
 from optimizers.kernels.expressions import C_TYPES, expression
 from optimizers.kernels.trace import REDUCTIONS, SIZES, Graph, Node, Untraceable
 
-RUNTIME = Path(__file__).with_name("runtime.h")
-STACKS = Path(__file__).with_name("stack.h")
+# Read with this module: what an upgrade puts there later does not fit the code that calls it.
+RUNTIME, STACKS = (Path(__file__).with_name(name).read_text() for name in ("runtime.h", "stack.h"))
 
 STORAGE = {
     torch.float32: "float",
@@ -338,10 +338,9 @@ class Writer:
             f"static void (*const scalars_of[])({SCALARS}) = {{{names}}};",
             *self.vector_tables(),
         ]
-        runtime = RUNTIME.read_text()
-        first, second = runtime.split("// ---- kernel ----\n")
+        first, second = RUNTIME.split("// ---- kernel ----\n")
         parts = [*head, first, *body, *self.walks(), *tables]
-        return "\n".join([*parts, *([STACKS.read_text()] if self.stack else []), second])
+        return "\n".join([*parts, *([STACKS] if self.stack else []), second])
 
     def vector_tables(self) -> Iterable[str]:
         """What the runtime has to know of values per row and column."""
