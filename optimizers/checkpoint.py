@@ -107,7 +107,7 @@ def restore_tensor(param: Tensor, value: Tensor, *, exact: bool) -> Tensor:
 def check_shapes(rule: Rule, param: Tensor, state: State, hyper: Values) -> None:
     """Raise ValueError unless loaded state has the shapes that the rule gives this parameter."""
     shape = (*param.shape, 2) if param.is_complex() else param.shape
-    expected = rule.state(torch.empty(shape, device="meta"), hyper)
+    expected = rule.state_layout(shape, param.dtype, hyper)
     for key, value in expected.items():
         actual = as_real(state[key]).shape if key in state else value.shape
         if actual != value.shape:

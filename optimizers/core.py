@@ -38,12 +38,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isnan, nan
+from math import inf, isnan, nan, prod
 from types import SimpleNamespace
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, ClassVar, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from optimizers.parts import Blocks, Core
 
@@ -280,9 +281,28 @@ class Rule:
 
     def memory(self, shape: tuple[int, ...] = (1024, 1024), **changes: Any) -> float:
         """Arrays of state per parameter entry, for a parameter of this shape."""
-        param = torch.empty(shape, device="meta")
-        state = self.state(param, self.values(**changes))
-        return sum(tensor.numel() for tensor in state.values() if tensor.dim()) / param.numel()
+        state = self.state_layout(shape, torch.float32, self.values(**changes))
+        entries = sum(tensor.numel() for tensor in state.values() if tensor.dim())
+        return entries / prod(shape)
+
+    def state_layout(self, shape: Sequence[int], dtype: torch.dtype, hyper: Values) -> State:
+        """The state of a parameter of this shape and dtype as tensors without memory ("meta")."""
+        with _WithoutSympy():
+            return self.state(torch.empty(shape, dtype=dtype, device="meta"), hyper)
+
+
+class _WithoutSympy(TorchFunctionMode):
+    """For a meta tensor torch.zeros_like imports sympy, a third of a second in every process."""
+
+    NEW: ClassVar[dict[Any, Any]] = {torch.zeros_like: Tensor.new_zeros, torch.full_like: Tensor.new_full}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if func in self.NEW:
+            tensor, *fill = args
+            return self.NEW[func](tensor, tensor.shape, *fill, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 @overload

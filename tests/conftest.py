@@ -1,6 +1,8 @@
 """What holds for all tests: nobody's settings leak in, and each process keeps to one core."""
 
+import gc
 import os
+import sys
 
 import pytest
 
@@ -9,6 +11,29 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 for name in [name for name in os.environ if name.startswith(("TUNER_", "MLFLOW_TRACKING_"))]:
     del os.environ[name]
+# The many processes that tests start would each compile the packages, and each of pytest's the
+# tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+gc.disable()  # until all tests are found: few objects of those are ever garbage
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Where slow tests are left out, files that hold no other tests are not even imported.
+
+    The frameworks that they try would take every process of pytest seconds.
+    """
+    if config.option.markexpr == "not slow" and collection_path.suffix == ".py":
+        lines = collection_path.read_text(encoding="utf-8").splitlines()
+        return any(line.startswith("pytestmark = pytest.mark.slow") for line in lines) or None
+    return None
+
+
+def pytest_collection_finish():
+    """What modules and tests hold stays to the end: the collector need not look at it."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

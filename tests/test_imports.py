@@ -13,7 +13,7 @@ from tuner.store.sql import open_store
 
 COMPILERS = {"torch._dynamo", "torch._inductor"}
 # What only reports, the search and the dashboard need.
-RARE = COMPILERS | {"matplotlib", "mlflow", "optuna", "pandas", "scipy.stats", "sklearn"}
+RARE = COMPILERS | {"matplotlib", "mlflow", "optuna", "pandas", "scipy.stats", "sklearn", "sympy"}
 
 # Run by one process in this order, so each has also loaded what those before it have.
 COMMANDS = {

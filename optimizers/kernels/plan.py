@@ -117,7 +117,7 @@ class Signatures:
         wide = compute_dtype(dtype)
         own = {key: value for key, value in state.items() if key not in ("step", "compensation")}
         shape = (*param.shape, 2) if param.is_complex() else param.shape
-        fresh = wish.rule.state(torch.empty(shape, dtype=wide, device="meta"), values)
+        fresh = wish.rule.state_layout(shape, wide, values)
         factors = [value for value in fresh.values() if value.dim() and value.shape != shape]
         if not all(factor(value, param) for value in factors):
             return None

@@ -281,7 +281,7 @@ class Layout:
         """The layout of one real parameter of this shape and of its state."""
         known = shape_of(rule, shape)
         shape = SHAPES[known][0]
-        fresh = rule.state(torch.empty(shape, dtype=dtype, device="meta"), values)
+        fresh = rule.state_layout(shape, dtype, values)
         kinds = Recorder(shape).kinds
         found: list[tuple[str, Kind, torch.dtype]] = []
         for key, value in state.items():
