@@ -294,7 +294,10 @@ class Rule:
 class _WithoutSympy(TorchFunctionMode):
     """For a meta tensor torch.zeros_like imports sympy, a third of a second in every process."""
 
-    NEW: ClassVar[dict[Any, Any]] = {torch.zeros_like: Tensor.new_zeros, torch.full_like: Tensor.new_full}
+    NEW: ClassVar[dict[Any, Any]] = {
+        torch.zeros_like: Tensor.new_zeros,
+        torch.full_like: Tensor.new_full,
+    }
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None

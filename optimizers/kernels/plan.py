@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from operator import is_
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from optimizers.core import DecayMode, Rule, State, Values

@@ -38,7 +38,34 @@ def statements(script: str) -> list[str]:
     return [part.replace(":", r"\:") for part in script.split(";\n") if part.strip()]
 
 
+def described(url: str) -> dict[str, list[object]]:
+    """All that a database can tell of its tables."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    seen = inspect(engine)
+    kinds = ("columns", "pk_constraint", "foreign_keys", "indexes", "unique_constraints")
+    tables = {
+        name: [repr(getattr(seen, f"get_{kind}")(name)) for kind in (*kinds, "check_constraints")]
+        for name in sorted(seen.get_table_names())
+    }
+    engine.dispose()
+    return tables
+
+
 def test_migrations_make_what_the_models_say(url: str) -> None:
+    """A new database has its tables from the models; all migrations together make the same."""
+    database = Database(url)
+    database.migrate(lambda connection: command.upgrade(alembic_config(connection), "head"))
+    database.close()
+    migrated = described(url)
+    assert check(url).ok
+    execute(url, *(f"DROP TABLE {table}" for table in reversed(Base.metadata.sorted_tables)))
+    execute(url, f"DROP TABLE {VERSION_TABLE}")
+    assert described(url) == {}
+    upgrade(url)
+    assert described(url) == migrated
+
+
+def test_a_new_database_is_at_this_version(url: str) -> None:
     assert check(url).revision is None
     assert not check(url).ok
     report = upgrade(url)
