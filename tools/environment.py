@@ -65,10 +65,12 @@ def setup() -> None:
 def compile_all() -> None:
     """Compile on all cores, where pip would use one.
 
-    Every worker process of a study imports torch; where PYTHONDONTWRITEBYTECODE is set it would
-    compile it each time. Some packages ship files that are no valid Python: those are left out.
+    Every worker process of a study imports torch and this project; where PYTHONDONTWRITEBYTECODE is
+    set it would compile them each time. Some packages ship files that are no valid Python: those
+    are left out.
     """
-    arguments = ("-m", "compileall", "-qq", "-j", "0", VENV / "lib")
+    folders = (VENV / "lib", ROOT / "optimizers", ROOT / "tuner")
+    arguments = ("-m", "compileall", "-qq", "-j", "0", *folders)
     subprocess.run([VENV / "bin" / "python", *arguments], check=False, stdout=subprocess.DEVNULL)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tuner.errors import UsageError
+from tuner.task import one_number
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -49,13 +50,11 @@ def loss_of(loss: Callable[..., Tensor]) -> Loss:
     criterion = isinstance(loss, nn.Module) or of_torch
 
     def of_batch(model: nn.Module, batch: Any) -> Tensor:
-        value = _criterion(loss, model, batch) if criterion else loss(model, batch)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UsageError(f"loss must return one number as a tensor, not {found}")
+        given = _criterion(loss, model, batch) if criterion else loss(model, batch)
+        value = one_number(given, UsageError)
         if torch.is_grad_enabled() and not value.requires_grad:
             raise UsageError("loss does not depend on any parameter that can be trained")
-        return value.reshape(())
+        return value
 
     return of_batch
 

@@ -126,6 +126,16 @@ def user_code(doing: str) -> Iterator[None]:
         raise TaskError(message, traceback=users_traceback(error)) from error
 
 
+def one_number(loss: object, error: type[Exception]) -> Tensor:
+    """A loss as a 0-D tensor; raises `error` when it is no tensor or has more than one entry."""
+    import torch
+
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        return loss.reshape(())
+    found = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+    raise error(f"loss must return one number as a tensor, not {found}")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on a GPU or on the host."""
     texts = ("DefaultCPUAllocator", "out of memory", "not enough memory")

@@ -19,7 +19,7 @@ from tuner import data
 from tuner.errors import UsageError
 from tuner.records import Configuration, Job
 from tuner.seeding import preserved_rng, seed_everything
-from tuner.task import Task, load_task, user_code
+from tuner.task import Task, load_task, one_number, user_code
 
 # `build` may split its data at random: every trial and every worker must get the same split.
 _TASK_SEED = 0
@@ -273,11 +273,7 @@ class Workload:
         return {"loss": self._loss(batch).double(), **_numbers("metrics", metrics)}
 
     def _loss(self, batch: Any) -> Tensor:
-        loss = self.task.loss(self.model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise TypeError(f"loss must return one number as a tensor, not {shape}")
-        return loss.reshape(())
+        return one_number(self.task.loss(self.model, batch), TypeError)
 
     def _weight(self, batch: Any, indices: Tensor) -> float:
         of = self.task.batch_size_of
