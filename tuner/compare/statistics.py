@@ -7,6 +7,7 @@ NaN in it means only one thing: this arm was not run on this seed. No other func
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -68,12 +69,19 @@ def sign_patterns(n: int, rng: np.random.Generator) -> Array:
     A pattern and its negation give the same two-sided statistic, so one of each pair is enough.
     """
     if n <= EXACT_SEEDS:
-        codes = np.arange(2 ** max(n - 1, 0))[:, None]
-        bits = (codes >> np.arange(n)) & 1
-    else:
-        bits = rng.integers(0, 2, size=(RANDOM_FLIPS + 1, n))
-        bits[0] = 0
+        return _all_patterns(n)
+    bits = rng.integers(0, 2, size=(RANDOM_FLIPS + 1, n))
+    bits[0] = 0
     return np.where(bits == 1, -1.0, 1.0)
+
+
+@cache
+def _all_patterns(n: int) -> Array:
+    """All of `sign_patterns`; every comparison asks for them several times."""
+    codes = np.arange(2 ** max(n - 1, 0))[:, None]
+    patterns = np.where((codes >> np.arange(n)) & 1 == 1, -1.0, 1.0)
+    patterns.setflags(write=False)  # callers share them
+    return patterns
 
 
 class PairTests(NamedTuple):
