@@ -9,6 +9,8 @@ import optimizers
 from optimizers import Monitor
 from tests.integration.processes import network, together, train
 
+pytestmark = pytest.mark.slow
+
 
 def reports(model, rank=None):
     optimizer = optimizers.create("adamw", model)
@@ -29,7 +31,6 @@ def sharded(rank):
     return reports(model, rank)
 
 
-@pytest.mark.slow
 def test_shards_report_whole_layers(tmp_path: Path) -> None:
     expected = reports(network())
     assert len(expected) == 6
