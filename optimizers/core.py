@@ -302,10 +302,11 @@ class _WithoutSympy(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
-        if func in self.NEW:
+        kwargs = kwargs or {}
+        if func in self.NEW and not kwargs.keys() - {"memory_format", "dtype"}:
             tensor, *fill = args
-            return self.NEW[func](tensor, tensor.shape, *fill, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            return self.NEW[func](tensor, tensor.shape, *fill, dtype=kwargs.get("dtype"))
+        return func(*args, **kwargs)
 
 
 @overload
