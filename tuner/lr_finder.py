@@ -11,7 +11,7 @@ import contextlib
 import html
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from optimizers.schedules import Schedule, create
 from tuner.errors import UsageError
 from tuner.lr_arguments import check, loss_of
 from tuner.lr_axis import axis_of
-from tuner.lr_batches import Batches, Split, rows_of
+from tuner.lr_batches import Batches, Split, length_of, rows_of
 from tuner.lr_ramp import HIGH, LOW, STEPS, Points, climb, quick
 from tuner.lr_rigs import (
     MOST_LOOKS,
@@ -141,6 +141,8 @@ def find_lr(
     ):
         train = Batches(train_loader, "train_loader", needed)
         kept = train if val_loader is None else Batches(val_loader, "val_loader", MOST_LOOKS)
+        epoch = None if train.length is None else train.length / accumulation_steps
+        trained = accumulation_steps * plan.seen(plan.long, epoch)
         rig = LoaderRig(
             model,
             optimizer,
@@ -150,7 +152,7 @@ def find_lr(
             held_out=kept,
             split=Split(0)
             if val_loader is not None
-            else Split.create(train.epoch, MOST_LOOKS, needed, rows_of(train[0])),
+            else Split.create(train.epoch, MOST_LOOKS, needed, trained, rows_of(train[0])),
             loss=loss_of(loss),
             accumulation=accumulation_steps,
             scaler=scaler,
@@ -177,7 +179,8 @@ def lr_range(job: Job, progress: Progress = lambda step, steps: None) -> LrCurve
     with quiet(), preserved(work.model, work.optimizer) as restore:
         needed = MOST_LOOKS + plan.batches
         epoch = max(1, work.train_size // work.batch_size)
-        split = Split.create(epoch, MOST_LOOKS, needed, min(work.batch_size, work.train_size))
+        trained, rows = plan.seen(plan.long, epoch), min(work.batch_size, work.train_size)
+        split = Split.create(epoch, MOST_LOOKS, needed, trained, rows)
         rig = WorkloadRig(work, moving, restore, split, job.range_on == "val")
         if job.range_method == "quick":
             return _quick(rig, job.range_steps or STEPS, LOW, HIGH, moving.name, progress)
@@ -218,8 +221,8 @@ def _own_length(optimizer: torch.optim.Optimizer) -> int | None:
 
 
 def _assumed(loader: Iterable[Any], accumulation: int) -> int:
-    length = len(loader) if isinstance(loader, Sized) else MOST
-    return _bounded(EPOCHS * length // accumulation)
+    length = length_of(loader)
+    return MOST if length is None else _bounded(EPOCHS * length // accumulation)
 
 
 def _bounded(steps: int) -> int:

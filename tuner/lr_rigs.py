@@ -42,6 +42,7 @@ class Rig(Protocol):
     steps: int  # optimizer steps
     looks: int  # forward passes over held-out batches
     most_looks: int  # held-out batches there are
+    epoch: float | None  # optimizer steps of an epoch, None where that is not known
 
     def reset(self) -> None:
         """Back to the snapshot: parameters, buffers, optimizer, random numbers."""
@@ -56,7 +57,10 @@ class Rig(Protocol):
         """Take steps at a rate of zero from the snapshot, and make what comes out the snapshot."""
 
     def response(self, lr: float) -> float:
-        """How far updates follow the gradient's length, 0 to 1; costs one step and many updates."""
+        """How far updates follow the gradient's length, 0 to 1; costs one step and many updates.
+
+        At a rate so low that the parameters hardly move.
+        """
 
     def held_out(self, batches: int) -> list[float]:
         """Losses of the first held-out batches at the present point, in evaluation mode."""
@@ -173,6 +177,7 @@ class LoaderRig(_Rig):
         self.train, self.kept, self.split, self.loss = train, held_out, split, loss
         self.most_looks = split.held if held_out is train else held_out.judges or MOST_LOOKS
         self.accumulation, self.max_grad_norm = accumulation, max_grad_norm
+        self.epoch = None if train.length is None else train.length / accumulation
         self.amp_dtype, self._users_scaler = amp_dtype, scaler
         self.scaler: Any = None
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -224,6 +229,7 @@ class WorkloadRig(_Rig):
     ) -> None:
         super().__init__(work.model, work.optimizer, axis, restore)
         self.work, self.split, self.on_val = work, split, on_val
+        self.epoch: float | None = max(1, work.train_size // work.batch_size)
         on_val_looks = min(MOST_LOOKS, max(1, work.val_size // work.batch_size)) if on_val else 0
         self.most_looks = on_val_looks or split.held
         self._order = work.batches()

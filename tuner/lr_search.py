@@ -44,6 +44,8 @@ BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
 WIDE = 1.25  # decades: an interval that tells little
 # Share of a short run that its warm-up may take: a tenth of the whole run fits the longer ones.
 MOST_WARMUP = 0.4
+# The response is measured at this share of a rate: a trust ratio grows with the parameters.
+GENTLE = 0.1
 # Steps at rate zero before the snapshot that all runs start from, so that moments are warm.
 WARM = 20
 
@@ -71,6 +73,17 @@ class Plan:
     def looks(self) -> int:
         """Held-out batches that judge one of the longer runs."""
         return min(max(round(LOOKS_SHARE * self.long), LONG_LOOKS[0]), LONG_LOOKS[1])
+
+    def seen(self, horizon: int, epoch: float | None) -> int:
+        """Different batches of a short run; `epoch` is the length of one in steps, if known.
+
+        A run of a quarter of the steps can have as many examples as the whole run, or see each as
+        often, not both: it gets half of them and sees each half as often. The shorter runs only
+        tell where the longer ones begin.
+        """
+        if epoch is None or horizon < self.long:
+            return horizon
+        return min(max(round(epoch * math.sqrt(horizon / self.run_steps)), 1), horizon)
 
     @property
     def batches(self) -> int:
@@ -124,7 +137,7 @@ class Search:
         start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
         short = self._explore(self.plan.short, start, SHORT_RUNS, min(SHORT_LOOKS, looks))
         first = self._locate(self.plan.short)
-        slope = lr_fit.slope(self.rig.response(10**first.log_lr))
+        slope = lr_fit.slope(self.rig.response(GENTLE * 10**first.log_lr))
         start = lr_fit.continued(first, self.plan.long, lr_fit.START_SLOPE).log_lr
         learned = any(learns(self.before, fork.losses) for fork in short)
         long = self._explore(self.plan.long, start, LONG_RUNS, self._longer_looks(learned))
@@ -218,8 +231,9 @@ class Search:
     def _fork(self, horizon: int, log_lr: float, looks: int) -> Fork:
         self.rig.reset()
         schedule = miniature(self.schedule, horizon, self.plan.run_steps)
+        batches = self.plan.seen(horizon, self.rig.epoch)
         for step in range(horizon):
-            loss = self.rig.step(step, 10**log_lr, schedule.factor(step, horizon))
+            loss = self.rig.step(step % batches, 10**log_lr, schedule.factor(step, horizon))
             self._tick()
             if not math.isfinite(loss):
                 return Fork(log_lr, (math.inf,) * looks)
