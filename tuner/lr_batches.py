@@ -12,7 +12,7 @@ from tuner.errors import UsageError
 
 # Batches are kept in memory up to this size; what does not fit is read again by every short run.
 CACHE_BYTES = 2**28
-# What a short epoch keeps from training at least, and how many batches that has to be.
+# What a short epoch keeps from training, and how many batches that has to be.
 HELD_SHARE, FEWEST_HELD = 0.25, 2
 # An epoch of fewer batches keeps rows of each: so many judges of at least so many rows.
 MOST_PIECES, FEWEST_ROWS = 8, 8
@@ -33,18 +33,15 @@ class Split:
     pieces: int = 0
 
     @classmethod
-    def create(
-        cls, epoch: int | None, most: int, needed: int, trained: int, rows: int = 0
-    ) -> Split:
-        """Hold out `most` batches, or of an epoch shorter than `needed` all that may be spared.
+    def create(cls, epoch: int | None, most: int, needed: int, rows: int = 0) -> Split:
+        """Hold out `most` batches, or a quarter of an epoch that is shorter than `needed`.
 
-        Those are what is left of the `trained` ones that the longer runs see, and a quarter of the
-        epoch at least. One of a few batches has none to spare, but rows of each if these are many;
-        `rows` is their number, 0 where a batch cannot be cut. Else judges are trained on, too.
+        An epoch of a few batches has none to spare, but rows of each if these are many; `rows` is
+        their number, 0 where a batch cannot be cut. Else the judges are trained on, too.
         """
         if epoch is None or epoch >= needed:
             return cls(most)
-        held = min(most, max(int(HELD_SHARE * epoch), epoch - trained))
+        held = min(most, int(HELD_SHARE * epoch))
         if held >= FEWEST_HELD:
             return cls(held, epoch)
         pieces = min(MOST_PIECES, int(HELD_SHARE * rows) // FEWEST_ROWS)
@@ -96,11 +93,6 @@ class Batches:
             self._position += 1
             if self._position > number:
                 return batch
-
-    @property
-    def length(self) -> int | None:
-        """Batches of an epoch, None if that cannot be known."""
-        return self.epoch or length_of(self._loader)
 
     @property
     def judges(self) -> int | None:

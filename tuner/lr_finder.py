@@ -141,8 +141,6 @@ def find_lr(
     ):
         train = Batches(train_loader, "train_loader", needed)
         kept = train if val_loader is None else Batches(val_loader, "val_loader", MOST_LOOKS)
-        epoch = None if train.length is None else train.length / accumulation_steps
-        trained = accumulation_steps * plan.seen(plan.long, epoch)
         rig = LoaderRig(
             model,
             optimizer,
@@ -152,7 +150,7 @@ def find_lr(
             held_out=kept,
             split=Split(0)
             if val_loader is not None
-            else Split.create(train.epoch, MOST_LOOKS, needed, trained, rows_of(train[0])),
+            else Split.create(train.epoch, MOST_LOOKS, needed, rows_of(train[0])),
             loss=loss_of(loss),
             accumulation=accumulation_steps,
             scaler=scaler,
@@ -179,8 +177,7 @@ def lr_range(job: Job, progress: Progress = lambda step, steps: None) -> LrCurve
     with quiet(), preserved(work.model, work.optimizer) as restore:
         needed = MOST_LOOKS + plan.batches
         epoch = max(1, work.train_size // work.batch_size)
-        trained, rows = plan.seen(plan.long, epoch), min(work.batch_size, work.train_size)
-        split = Split.create(epoch, MOST_LOOKS, needed, trained, rows)
+        split = Split.create(epoch, MOST_LOOKS, needed, min(work.batch_size, work.train_size))
         rig = WorkloadRig(work, moving, restore, split, job.range_on == "val")
         if job.range_method == "quick":
             return _quick(rig, job.range_steps or STEPS, LOW, HIGH, moving.name, progress)

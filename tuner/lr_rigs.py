@@ -42,7 +42,6 @@ class Rig(Protocol):
     steps: int  # optimizer steps
     looks: int  # forward passes over held-out batches
     most_looks: int  # held-out batches there are
-    epoch: float | None  # optimizer steps of an epoch, None where that is not known
 
     def reset(self) -> None:
         """Back to the snapshot: parameters, buffers, optimizer, random numbers."""
@@ -177,7 +176,6 @@ class LoaderRig(_Rig):
         self.train, self.kept, self.split, self.loss = train, held_out, split, loss
         self.most_looks = split.held if held_out is train else held_out.judges or MOST_LOOKS
         self.accumulation, self.max_grad_norm = accumulation, max_grad_norm
-        self.epoch = None if train.length is None else train.length / accumulation
         self.amp_dtype, self._users_scaler = amp_dtype, scaler
         self.scaler: Any = None
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -229,7 +227,6 @@ class WorkloadRig(_Rig):
     ) -> None:
         super().__init__(work.model, work.optimizer, axis, restore)
         self.work, self.split, self.on_val = work, split, on_val
-        self.epoch: float | None = max(1, work.train_size // work.batch_size)
         on_val_looks = min(MOST_LOOKS, max(1, work.val_size // work.batch_size)) if on_val else 0
         self.most_looks = on_val_looks or split.held
         self._order = work.batches()

@@ -74,17 +74,6 @@ class Plan:
         """Held-out batches that judge one of the longer runs."""
         return min(max(round(LOOKS_SHARE * self.long), LONG_LOOKS[0]), LONG_LOOKS[1])
 
-    def seen(self, horizon: int, epoch: float | None) -> int:
-        """Different batches of a short run; `epoch` is the length of one in steps, if known.
-
-        A run of a quarter of the steps can have as many examples as the whole run, or see each as
-        often, not both: it gets half of them and sees each half as often. The shorter runs only
-        tell where the longer ones begin.
-        """
-        if epoch is None or horizon < self.long:
-            return horizon
-        return min(max(round(epoch * math.sqrt(horizon / self.run_steps)), 1), horizon)
-
     @property
     def batches(self) -> int:
         """Training batches that the longest run sees."""
@@ -231,9 +220,8 @@ class Search:
     def _fork(self, horizon: int, log_lr: float, looks: int) -> Fork:
         self.rig.reset()
         schedule = miniature(self.schedule, horizon, self.plan.run_steps)
-        batches = self.plan.seen(horizon, self.rig.epoch)
         for step in range(horizon):
-            loss = self.rig.step(step % batches, 10**log_lr, schedule.factor(step, horizon))
+            loss = self.rig.step(step, 10**log_lr, schedule.factor(step, horizon))
             self._tick()
             if not math.isfinite(loss):
                 return Fork(log_lr, (math.inf,) * looks)

@@ -35,8 +35,6 @@ class Valley:
         self.batches = np.random.default_rng(seed).standard_normal(5000)
         self.steps = self.looks = 0
         self.most_looks = 32
-        self.epoch: float | None = None
-        self.trained: list[int] = []
         self.gentle = 0.0
         self.resets = 0
         self.reset()
@@ -55,7 +53,6 @@ class Valley:
 
     def step(self, index: int, lr: float, factor: float = 1.0) -> float:
         before = self.loss() + self.noise * self.batches[index + 10]
-        self.trained.append(index)
         self.steps += 1
         self.count += 1
         self.peak = max(self.peak, lr * factor)
@@ -109,26 +106,6 @@ def test_every_length_has_a_plan_within_its_budget(run_steps: int) -> None:
     assert plan.short < plan.long
     assert plan.ramp + 4 * plan.short + 3 * plan.long <= max(plan.budget, 90)
     assert plan.budget <= 2000
-
-
-def test_a_long_run_sees_fewer_batches_more_often_than_the_data_allow() -> None:
-    plan = Plan.create(RUN)
-    share = math.sqrt(plan.long / RUN)
-    assert plan.seen(plan.long, 40) == round(40 * share)  # half as many, half as often
-    assert plan.seen(plan.long, 0.5) == 1
-    assert plan.seen(plan.short, 40) == plan.short
-    assert {plan.seen(plan.long, epoch) for epoch in (None, 200, RUN)} == {plan.long}
-
-
-def test_the_longer_runs_repeat_their_batches_in_order() -> None:
-    rig = Valley()
-    rig.epoch = 20
-    search(rig)
-    plan = Plan.create(RUN)
-    batches = plan.seen(plan.long, 20)
-    run = [step % batches for step in range(plan.long)]
-    assert batches < 10
-    assert rig.trained[-plan.long :] == run
 
 
 def test_the_response_is_measured_where_parameters_hardly_move() -> None:
