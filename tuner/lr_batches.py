@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,14 @@ class Batches:
             if count == 0:
                 raise UsageError(f"{self._name} is empty")
             self.epoch = self.epoch or count
+
+
+def length_of(loader: Iterable[Any]) -> int | None:
+    """Batches of an epoch as the loader says, None if it does not: not every one knows."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader of an iterable data set
+        return None
 
 
 def size_of(batch: Any) -> int:

@@ -11,7 +11,7 @@ import contextlib
 import html
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from optimizers.schedules import Schedule, create
 from tuner.errors import UsageError
 from tuner.lr_arguments import check, loss_of
 from tuner.lr_axis import axis_of
-from tuner.lr_batches import Batches, Split, rows_of
+from tuner.lr_batches import Batches, Split, length_of, rows_of
 from tuner.lr_ramp import HIGH, LOW, STEPS, Points, climb, quick
 from tuner.lr_rigs import (
     MOST_LOOKS,
@@ -218,8 +218,8 @@ def _own_length(optimizer: torch.optim.Optimizer) -> int | None:
 
 
 def _assumed(loader: Iterable[Any], accumulation: int) -> int:
-    length = len(loader) if isinstance(loader, Sized) else MOST
-    return _bounded(EPOCHS * length // accumulation)
+    length = length_of(loader)
+    return MOST if length is None else _bounded(EPOCHS * length // accumulation)
 
 
 def _bounded(steps: int) -> int:

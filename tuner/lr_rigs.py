@@ -56,7 +56,10 @@ class Rig(Protocol):
         """Take steps at a rate of zero from the snapshot, and make what comes out the snapshot."""
 
     def response(self, lr: float) -> float:
-        """How far updates follow the gradient's length, 0 to 1; costs one step and many updates."""
+        """How far updates follow the gradient's length, 0 to 1; costs one step and many updates.
+
+        At a rate so low that the parameters hardly move.
+        """
 
     def cap(self, low: float, high: float) -> float:
         """The rate above which all rates are the same, inf if none; costs one step and updates."""

@@ -44,6 +44,8 @@ BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
 WIDE = 1.25  # decades: an interval that tells little
 # Share of a short run that its warm-up may take: a tenth of the whole run fits the longer ones.
 MOST_WARMUP = 0.4
+# The response is measured at this share of a rate: a trust ratio grows with the parameters.
+GENTLE = 0.1
 # Steps at rate zero before the snapshot that all runs start from, so that moments are warm.
 WARM = 20
 
@@ -117,7 +119,8 @@ class Search:
             self.rig.warm(WARM)
         self.noise = float(np.std(self.before)) if np.isfinite(self.before).all() else 0.0
         if np.isfinite(self.before).all():
-            self.cap = self.rig.cap(self.low, CEILING)
+            cap = self.rig.cap(LOW, CEILING)
+            self.cap = cap if cap > self.low else math.inf
         high, ceiling = min(self.high, self.cap), min(CEILING, self.cap)
         points = coarse(self._ramp, self.low, high, self.plan.ramp, self.noise, ceiling)
         usable = explosion([loss for _, loss in points], self.noise)
@@ -128,7 +131,7 @@ class Search:
         start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
         short = self._explore(self.plan.short, start, SHORT_RUNS, min(SHORT_LOOKS, looks))
         first = self._locate(self.plan.short)
-        slope = lr_fit.slope(self.rig.response(10**first.log_lr))
+        slope = lr_fit.slope(self.rig.response(GENTLE * 10**first.log_lr))
         start = lr_fit.continued(first, self.plan.long, lr_fit.START_SLOPE).log_lr
         learned = any(learns(self.before, fork.losses) for fork in short)
         long = self._explore(self.plan.long, start, LONG_RUNS, self._longer_looks(learned))

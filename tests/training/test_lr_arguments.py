@@ -73,6 +73,7 @@ class Endless(IterableDataset[tuple[Tensor, ...]]):
 
 def test_a_stream_without_a_length_will_do() -> None:
     assert found(train_loader=DataLoader(Endless(), 16)).suggested_lr is not None
+    assert found(train_loader=DataLoader(Endless(), 16), total_steps=None, quick=True).points
 
 
 def test_the_rest_of_an_epoch_does_not_judge() -> None:

@@ -14,12 +14,27 @@ from tuner.lr_axis import axis_of
 from tuner.lr_batches import Batches, Split
 from tuner.lr_response import cap, response
 from tuner.lr_rigs import LoaderRig
+from tuner.lr_search import GENTLE
 from tuner.snapshot import preserved
 
 
-def measured(make: object, ask: Callable[[LoaderRig], float] = lambda r: r.response(1e-3)) -> float:
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+def deeper() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3)
+    )
+
+
+def measured(
+    make: object,
+    ask: Callable[[LoaderRig], float] = lambda rig: rig.response(1e-3),
+    network: Callable[[], nn.Module] = small,
+) -> float:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    model = network()
     optimizer = make(model)  # type: ignore[operator]
     loader = DataLoader(TensorDataset(torch.randn(800, 6), torch.randint(0, 3, (800,))), 16)
     before = [p.detach().clone() for p in model.parameters()]
@@ -58,6 +73,17 @@ def test_signs_and_trust_ratios_do_not_follow_the_gradient(
 ) -> None:
     found = measured(lambda m: optimizers.create(rule, m, silence=MISTAKES))
     assert low <= found <= high
+
+
+def test_a_trust_ratio_that_grows_with_its_parameters_is_measured_gently() -> None:
+    def lamb(model: nn.Module) -> torch.optim.Optimizer:
+        return optimizers.create("lamb", model, silence=MISTAKES)
+
+    # 0.25 is best for a dozen steps; thirty with one gradient enlarge the parameters a lot
+    gently, roughly = (
+        measured(lamb, lambda rig, lr=lr: rig.response(lr), deeper) for lr in (GENTLE * 0.25, 0.25)
+    )
+    assert gently < 0.05 < roughly
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ class Valley:
         self.batches = np.random.default_rng(seed).standard_normal(5000)
         self.steps = self.looks = 0
         self.most_looks = 32
+        self.gentle = 0.0
         self.resets = 0
         self.reset()
 
@@ -66,6 +67,7 @@ class Valley:
     def response(self, lr: float) -> float:
         """The one whose slope theory says this valley to have."""
         self.steps += 1
+        self.gentle = lr
         return 1 - self.slope / FIXED_SLOPE
 
     def cap(self, low: float, high: float) -> float:
@@ -122,6 +124,12 @@ def test_every_length_has_a_plan_within_its_budget(run_steps: int) -> None:
     assert plan.short < plan.long
     assert plan.ramp + 4 * plan.short + 3 * plan.long <= max(plan.budget, 90)
     assert plan.budget <= 2000
+
+
+def test_the_response_is_measured_where_parameters_hardly_move() -> None:
+    rig = Valley()
+    first, _ = search(rig).optima
+    assert rig.gentle == pytest.approx(first[1] / 10)
 
 
 def test_a_refresh_of_the_rule_is_inside_the_short_runs() -> None:
