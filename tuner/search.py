@@ -209,7 +209,8 @@ def _model(space: Space, seen: Sequence[Observation], warp: Warp) -> Surrogate:
     from tuner.surrogate import fit
 
     shorts = np.array([1.0 - o.length for o in seen])
-    return fit(_places(space, [o.point for o in seen]), warp(seen), shorts)
+    gradual = tuple(k for k, axis in enumerate(space) if axis.gradual)
+    return fit(_places(space, [o.point for o in seen]), warp(seen), shorts, gradual)
 
 
 def _improve(

@@ -50,7 +50,8 @@ class Dimension:
     The sampler sees a `coordinate`, which runs from `start` to `end`: the place among `values`, one
     minus the value (`complement`, for betas), or the value itself. Its distances on a log axis are
     those of log(coordinate + `idle`): values far below `idle` do the same, which is nothing.
-    A search begins with the `usual` value more often than with the others.
+    A search begins with the `usual` value more often than with the others. The longer a run, the
+    more a `gradual` number does: short runs do not tell which of its values full ones need.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Dimension:
     complement: bool = False
     idle: float = 0.0
     usual: float | None = None
+    gradual: bool = False
 
     @property
     def start(self) -> float:
@@ -167,7 +169,7 @@ def arm_space(
         "weight_decay": decay_box(box, rule),
         **widened,
     }
-    decay = _interval("weight_decay", bounds["weight_decay"])
+    decay = replace(_interval("weight_decay", bounds["weight_decay"]), gradual=True)
     return (
         _interval("lr", bounds["lr"]),
         Dimension(

@@ -3,7 +3,9 @@
 Averaged over hyperparameters instead of fitted to them (Osborne et al. 2009; Snoek et al. 2012,
 arXiv:1206.2944): with a dozen noisy runs a fitted length scale is a guess, and the guess decides
 where the search goes. A run that is shorter than a full one differs from it by a constant and by a
-smoother function of its own, both of which vanish at full length (Kennedy and O'Hagan 2000).
+smoother function of its own, both of which vanish at full length (Kennedy and O'Hagan 2000). Of
+numbers that act the more the longer a run is, above all weight decay, it tells next to nothing: the
+constant is another one at every place of their axes (`gradual`).
 
 Pure functions of arrays: the same observations give the same model.
 """
@@ -38,6 +40,7 @@ class Surrogate:
     Attributes:
         places: of the runs in the unit cube, shape (n, d).
         shorts: 0 for a full run, towards 1 the shorter it was, shape (n,).
+        gradual: the axes of which short runs do not tell.
         settings: the hyperparameters kept, shape (k, d + 2): length scales, noise, SHORT.
         weights: their posterior probabilities, shape (k,).
         factors: Cholesky factors of their covariances, shape (k, n, n).
@@ -47,6 +50,7 @@ class Surrogate:
 
     places: Array
     shorts: Array
+    gradual: tuple[int, ...]
     settings: Array
     weights: Array
     factors: Array
@@ -87,38 +91,42 @@ class Surrogate:
         With `short` not the deviations of the values, but those of the means after such a run.
         """
         full = np.zeros(len(places))
-        cross = _covariance(self.places, self.shorts, places, full, self.settings)  # (k, n, m)
+        cross = self._covariance(places, full)  # (k, n, m)
         means = np.einsum("knm,kn->km", cross, self.alphas)
         solved = np.linalg.solve(self.factors, cross)
         variances = np.maximum(PRIOR - (solved**2).sum(1), 1e-10)
         if short is not None:
             noise, added = self.settings[:, -2, None] ** 2, self.settings[:, -1, None] ** 2
             shorts = np.full(len(places), short)
-            other = _covariance(self.places, self.shorts, places, shorts, self.settings)
-            unseen = np.linalg.solve(self.factors, other)
+            unseen = np.linalg.solve(self.factors, self._covariance(places, shorts))
             shared = PRIOR - (solved * unseen).sum(1)
             run = PRIOR + short**2 * (added + LEVEL**2) - (unseen**2).sum(1) + noise
             variances = np.maximum(shared**2 / np.maximum(run, 1e-10), 1e-10)
         deviations = np.sqrt(variances) * self.scales[:, None]
         return self.center + self.spread * means, self.spread * deviations
 
+    def _covariance(self, places: Array, shorts: Array) -> Array:
+        """Of what was seen with other runs, shape (k, n, m)."""
+        return _covariance(self.places, self.shorts, places, shorts, self.settings, self.gradual)
 
-def fit(places: Array, values: Array, shorts: Array) -> Surrogate:
+
+def fit(places: Array, values: Array, shorts: Array, gradual: tuple[int, ...] = ()) -> Surrogate:
     """The posterior after runs at `places` (n, d) with `values` (n,), small ones being good.
 
     Remembered: a plan is worked out anew after every run, mostly from the same observations.
     """
-    return _fit(places.shape[1], places.tobytes(), values.tobytes(), shorts.tobytes())
+    columns = (places.tobytes(), values.tobytes(), shorts.tobytes())
+    return _fit(places.shape[1], gradual, *columns)
 
 
 @lru_cache(maxsize=64)
-def _fit(dimensions: int, *columns: bytes) -> Surrogate:
+def _fit(dimensions: int, gradual: tuple[int, ...], *columns: bytes) -> Surrogate:
     flat, values, shorts = (np.frombuffer(column) for column in columns)
     places = flat.reshape(-1, dimensions)
     center, spread = float(np.mean(values)), float(np.std(values)) or 1.0
     scaled = (values - center) / spread
     settings = _prior_samples(dimensions)
-    covariances = _covariance(places, shorts, places, shorts, settings)
+    covariances = _covariance(places, shorts, places, shorts, settings, gradual)
     n = len(values)
     noise = settings[:, -2, None] ** 2 * np.ones(n)[None] + 1e-8
     covariances[:, np.arange(n), np.arange(n)] += noise
@@ -133,6 +141,7 @@ def _fit(dimensions: int, *columns: bytes) -> Surrogate:
     return Surrogate(
         places=places,
         shorts=shorts,
+        gradual=gradual,
         settings=settings[kept],
         weights=weights / weights.sum(),
         factors=factors[kept],
@@ -157,13 +166,26 @@ def _prior_samples(dimensions: int) -> Array:
 
 
 def _covariance(
-    left: Array, left_shorts: Array, right: Array, right_shorts: Array, settings: Array
+    left: Array,
+    left_shorts: Array,
+    right: Array,
+    right_shorts: Array,
+    settings: Array,
+    gradual: tuple[int, ...] = (),
 ) -> Array:
     """Prior covariances, relative to the function's variance; shape (k, n, m)."""
     squared = (left[:, None, :] - right[None, :, :]) ** 2  # (n, m, d)
     inverse = settings[:, :-2] ** -2.0
-    distance = np.sqrt(5 * np.einsum("nmd,kd->knm", squared, inverse))
-    function = (1 + distance + distance**2 / 3) * np.exp(-distance)  # Matern 5/2
+    function = _matern(np.einsum("nmd,kd->knm", squared, inverse))
     both_short = np.outer(left_shorts, right_shorts)
     added = settings[:, -1, None, None] ** 2 * function * both_short
-    return np.asarray(function + added + LEVEL**2 * (1 + both_short), dtype=np.float64)
+    axes = list(gradual)
+    apart = np.einsum("nmd,kd->knm", squared[:, :, axes], inverse[:, axes])
+    constants = LEVEL**2 * (1 + _matern(apart) * both_short)
+    return np.asarray(function + added + constants, dtype=np.float64)
+
+
+def _matern(squared: Array) -> Array:
+    """The Matern 5/2 function of squared distances."""
+    distance = np.sqrt(5 * squared)
+    return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance), dtype=np.float64)

@@ -26,6 +26,13 @@ def joined(trials: int, arm: dict = FREE, **search: object) -> list[str]:
     return list(searched(spec, spec.arms[0]))
 
 
+def test_short_runs_do_not_tell_of_weight_decay() -> None:
+    """It shrinks weights by a share a step: how much over a run depends on the run's length."""
+    spec = study_spec(budget={"trials_per_arm": 32}, arms=[FREE])
+    axes = arm_space(spec, spec.arms[0], CURVE)
+    assert [axis.name for axis in axes if axis.gradual] == ["weight_decay"]
+
+
 @pytest.mark.parametrize(
     ("trials", "names"),
     [

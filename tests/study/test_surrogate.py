@@ -72,6 +72,28 @@ def test_short_runs_tell_where_and_not_how_good() -> None:
     assert mean.min() == pytest.approx(0.0, abs=0.5)
 
 
+def test_short_runs_do_not_tell_of_a_gradual_axis() -> None:
+    """Where decay hurts a short run and helps a full one, the few full ones decide about it.
+
+    On the other axis, where full runs are too few, the short ones still do.
+    """
+    errors = {(): [], (1,): []}
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        short, full = rng.random((20, 2)), rng.random((6, 2))
+        places = np.concatenate([short, full])
+        lasting = np.concatenate([2 * short[:, 1], -1.5 * full[:, 1]])
+        noise = 0.1 * rng.normal(size=26)
+        shorts = np.array([0.75] * 20 + [0.0] * 6)
+        grid = np.array([[x, y] for x in np.linspace(0, 1, 21) for y in np.linspace(0, 1, 21)])
+        for gradual, found in errors.items():
+            mean, _ = fit(places, bowl(places) + lasting + noise, shorts, gradual).predict(grid)
+            found.append(np.abs(grid[np.argmin(mean)] - (0.3, 1.0)))
+    known, blind = np.mean(errors[1,], axis=0), np.mean(errors[()], axis=0)
+    assert known[1] < 0.1 < blind[1]
+    assert known[0] < 0.2
+
+
 def test_a_run_is_worth_what_it_can_tell() -> None:
     """Again where it ran is worth less than beside it, a short run less than a full one."""
     rng = np.random.default_rng(2)
