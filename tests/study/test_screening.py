@@ -50,15 +50,21 @@ def test_timing_and_interruption_change_nothing_of_the_whole_protocol(
     assert list(reference) == list(range(len(reference)))
 
 
-def test_every_arm_screens_alike_and_promotes_its_best() -> None:
+def test_every_arm_screens_alike_and_promotes_good_ones() -> None:
+    """Within three deviations of the best one's noise; the spread of all is a hundred times that.
+
+    Of equally good ones the model takes those that tell more, and so not always the best run.
+    """
     spec = study_spec(**WHOLE)
     history = history_of(simulate(spec, quality))
     for arm in spec.arms:
         short = history.of("screen", arm.name)
         assert [t.length for t in short] == [0.25] * 8
-        best = sorted((t for t in short if t.value is not None), key=lambda t: -t.value)[:2]
+        scores = {tuple(t.point.values()): t.value for t in short if t.value is not None}
         full = history.of("explore", arm.name)
-        assert [t.point for t in full[:2]] == [t.point for t in best]
+        promoted = {tuple(t.point.values()) for t in full[:2]}
+        assert len(promoted) == 2
+        assert all(scores[point] > max(scores.values()) - 0.03 for point in promoted)
         assert {t.length for t in full} == {1.0}
         assert not {t.seed for t in full} & {t.seed for t in short}
         assert len(full[: full_trials(spec, arm.name)]) == 4
