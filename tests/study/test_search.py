@@ -202,6 +202,20 @@ def test_a_search_begins_with_the_usual_value_and_tries_the_others_too() -> None
     assert arm_space(epochs, epochs.arms[0], CURVE)[1].usual is None
 
 
+def test_of_a_gradual_axis_the_full_runs_tell() -> None:
+    """Twelve short runs are best without decay and four full ones with it."""
+
+    def promoted(gradual: bool, seed: int) -> float:
+        space = (SPACE[0], replace(SPACE[2], gradual=gradual))
+        points = [propose(space, [], [], "minimize", k, 99, seed) for k in range(16)]
+        short = [Observation(p, 1 + 5 * p["weight_decay"], length=0.25) for p in points[:12]]
+        full = [Observation(p, 0.5 - 1.5 * p["weight_decay"]) for p in points[12:]]
+        return promising(space, [*short, *full], "minimize", 1)[0]["weight_decay"]
+
+    assert min(promoted(True, seed) for seed in range(1, 9)) > 0.08
+    assert min(promoted(False, seed) for seed in range(1, 9)) < 0.05
+
+
 def test_runs_stopped_early_do_not_hide_the_best_among_them() -> None:
     """Near a good point half of the runs are worse than the median, and so stopped: no verdict."""
     space = (SPACE[0], SPACE[2])
