@@ -120,11 +120,11 @@ def locate(
         before: of the same batches before all runs, shape (batches,).
         capped: whether higher rates are the same as the highest one.
     """
-    best = best_of(losses.mean(1).tolist())
+    lost = excess(losses, before)
+    best = int(np.argmax(lost < EQUAL))  # of equals the first, which has the lowest rate
     start, end = log_lrs[0] - BEYOND, log_lrs[-1] + BEYOND
     points = start + RESOLUTION * np.arange(1 + round((end - start) / RESOLUTION))
-    lost = np.interp(points, log_lrs, excess(losses, before))
-    weights = np.exp(-lost / temperature(losses, before))
+    weights = np.exp(-np.interp(points, log_lrs, lost) / temperature(losses, before))
     return Belief(horizon, start, weights / weights.sum(), 0 < best < len(log_lrs) - (not capped))
 
 

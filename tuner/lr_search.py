@@ -187,8 +187,8 @@ class Search:
     def _next(self, horizon: int, tried: dict[float, Fork]) -> float | None:
         """Where to look next, in steps from the start; None when nothing is left open.
 
-        An end that is nearly as good as the best run may hide a better one beyond it; above the cap
-        there is none.
+        An end that is nearly as good as the best run may hide a better one beyond it. Above the cap
+        there is none, nor where rates are equally good: a few examples without any loss left.
         """
         lowest, *_, highest = places = sorted(tried) if len(tried) > 1 else [0.0, 0.0]
         capped = self._is_capped(tried[highest])
@@ -199,7 +199,8 @@ class Search:
             return lowest - 1 if capped else highest + 1
         losses = np.array([tried[place].losses for place in places])
         lost = lr_fit.excess(losses, np.array(self.before[: losses.shape[1]]))
-        least, place = min((lost[0], lowest - 1), (1.0 if capped else lost[-1], highest + 1))
+        done = capped or max(lost[-2:]) < lr_fit.EQUAL  # of equals the lower rate counts
+        least, place = min((lost[0], lowest - 1), (1.0 if done else lost[-1], highest + 1))
         if least < lr_fit.OUT:
             return place
         return self._between(places, lost.tolist()) if horizon == self.plan.long else None

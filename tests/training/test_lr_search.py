@@ -18,7 +18,7 @@ class Valley:
     """Loses most at `best` decades for a run of RUN steps, and more than that for shorter ones.
 
     Above `cliff` training explodes, below `best` by three decades nothing happens; rates above
-    `cap` are as good as `cap`.
+    `cap` are as good as `cap`. No loss is below `least`.
     """
 
     def __init__(
@@ -31,9 +31,10 @@ class Valley:
         seed: int = 0,
         level: float = 2.0,
         cap: float = math.inf,
+        least: float = -math.inf,
     ) -> None:
         self.best, self.slope, self.cliff, self.log_cap = best, slope, cliff, cap
-        self.gain, self.noise, self.level = gain, noise, level
+        self.gain, self.noise, self.level, self.least = gain, noise, level, least
         self.batches = np.random.default_rng(seed).standard_normal(5000)
         self.steps = self.looks = 0
         self.most_looks = 32
@@ -51,7 +52,8 @@ class Valley:
         x = math.log10(self.peak)
         centre = self.best + self.slope * math.log10(max(self.count, 1) / RUN)
         done = min(1.0, 0.3 + 0.3 * math.log10(max(self.count, 1)))
-        return self.level - self.gain * done * math.exp(-((x - centre) ** 2)) * (self.count > 0)
+        fall = self.gain * done * math.exp(-((x - centre) ** 2)) * (self.count > 0)
+        return max(self.level - fall, self.least)
 
     def step(self, index: int, lr: float, factor: float = 1.0) -> float:
         before = self.loss() + self.noise * self.batches[index + 10]
@@ -108,6 +110,14 @@ def test_a_rate_that_is_capped_is_looked_for_below_the_cap(distance: float) -> N
     assert curve.diverges_at is None
     assert "are all the same" in curve.reason
     assert max(lr for _, lr, _ in curve.grid) < 3 * 10**rig.log_cap
+
+
+def test_where_no_loss_is_left_higher_rates_are_not_looked_for() -> None:
+    """Rates from 0.0005 to 0.2 are the same after a few steps; the lower ones get the budget."""
+    curve = search(Valley(slope=0.0, cliff=2.0, least=1.9))
+    assert curve.flags == []
+    assert max(lr for _, lr, _ in curve.grid) < 0.01
+    assert curve.optima[1][1] == pytest.approx(0.001, rel=0.2)
 
 
 @pytest.mark.parametrize("seed", range(5))
