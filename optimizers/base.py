@@ -4,7 +4,8 @@ torch guards four methods against `torch.compile`, and the guard's first call im
 which takes as long as torch itself. Where nothing is being compiled, nothing needs the guard.
 
 Around every step torch tells a profiler and runs hooks. Where there are neither, that takes longer
-than the step of a small model, and is left out.
+than the step of a small model, and is left out. What watches operators without a profiler
+(torch's ExecutionTraceObserver alone) does not see a step by its name.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def coarse(
 ) -> Points:
     """A ramp of about `steps` batches over the whole range, which extends itself on both sides.
 
-    Upwards to `ceiling`.
+    Upwards it goes to `ceiling` at most.
 
     Raises UsageError for an empty range.
     """

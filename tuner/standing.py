@@ -147,12 +147,14 @@ def _judged(spec: StudySpec, history: History) -> dict[str, Best]:
 
 def _expected(spec: StudySpec, history: History, arm: str) -> Best | None:
     found = leading(spec, history, arm)
+    if found is None:
+        return None
     runs = [
         t
         for t in history.trials.values()
-        if found and t.arm == arm and t.point == found.point and t.state == "completed"
+        if t.arm == arm and t.point == found.point and t.state == "completed"
     ]
-    if found is None or not runs:  # the same point may be written without axes that came later
+    if not runs:  # the same point may be written without axes that came later
         return None
     return Best(
         value=found.value,
