@@ -113,10 +113,16 @@ def by_grams(
     """The same iteration on the Gram matrix alone, which is small if X is long.
 
     X enters only at both ends: with ``P = a + b·G + c·G²``, ``P X`` has the Gram matrix ``P G P``,
-    and all these matrices commute. The trace of G is the square of X's norm, which G and P are
-    divided by where X is not yet ``normed``.
+    and all these matrices commute.
     """
-    gram = gram_of(x, tall)
+    return times(composed(gram_of(x, tall), hyper, steps, tall, normed), x, tall)
+
+
+def composed(gram: Tensor, hyper: Values, steps: int, tall: bool, normed: bool) -> Tensor:
+    """The factor of X that some steps amount to, from X's Gram matrix.
+
+    The trace of that is the square of X's norm, which both are divided by if X is not ``normed``.
+    """
     norm = None if normed else divided(gram, hyper)
     product = gram
     for step in range(steps):
@@ -125,7 +131,7 @@ def by_grams(
         product = times(factor, product, tall) if step else factor
         if step + 1 < steps:
             gram = multiplied(multiplied(factor, gram), factor)  # rounds both sides alike
-    return times(product if norm is None else product.div_(norm), x, tall)
+    return product if norm is None else product.div_(norm)
 
 
 def divided(gram: Tensor, hyper: Values) -> Tensor:
