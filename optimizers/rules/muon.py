@@ -80,7 +80,7 @@ def combined(base: Tensor, a: Tensor, b: Tensor, beta: Scalar, alpha: Scalar = 1
 
 
 def multiplied(a: Tensor, b: Tensor) -> Tensor:
-    """``a b``, of matrices or of stacks of them, for which ``@`` would make four views a product."""
+    """``a b``, of matrices or of stacks of them, for which ``@`` makes four views a product."""
     return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
 
 

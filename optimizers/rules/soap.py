@@ -32,7 +32,6 @@ from optimizers.core import (
 )
 from optimizers.rules.ranges import BETAS, beta, epsilon, learning_rate, weight_decay
 
-
 STRIP = 192  # rows of a product of which only the part right of the diagonal is needed
 LARGE = 2**16  # entries whose state is written over; what is smaller may be one of a stack
 
