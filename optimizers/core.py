@@ -9,8 +9,10 @@ or a stack of K trials with (K,) hyperparameters under ``torch.func.vmap``.
 
 ``hyper`` carries each hyperparameter by name (``hyper.lr``, ``hyper.beta1``), each `Option`
 (static: a rule may branch on it) and the shared scalars of a `ModelHook`. ``state`` is a flat
-dict of tensors; a rule returns new tensors and never writes into what it was given. ``t`` counts
-from 1 the updates this state has absorbed, so a parameter whose gradient comes late starts at 1.
+dict of tensors; a rule returns new tensors and never writes into what it was given, but for state
+that it returns again (soap, whose matrices take longer to copy than a step of other rules).
+``t`` counts from 1 the updates this state has absorbed, so a parameter whose gradient comes late
+starts at 1.
 Parameters arrive real (complex ones as pairs of reals) and in the precision of the arithmetic
 (float32 for half precision parameters).
 

@@ -73,6 +73,7 @@ class AroundTable(Table):
                 at = [self.at(self.columns["param"], row), self.at(places, number)]
                 at += [self.at(column, row) for column in self.lost]
                 self.one(self.after, row, at, values, (1.0, math.inf, 1.0), advance=True)
+            del directions  # may be memory of their own, which the next stack can use
         torch.autograd.graph.increment_version(self.params)
 
     @staticmethod

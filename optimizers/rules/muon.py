@@ -79,6 +79,11 @@ def combined(base: Tensor, a: Tensor, b: Tensor, beta: Scalar, alpha: Scalar = 1
     return multiply(base, a, b, beta=beta, alpha=alpha)
 
 
+def multiplied(a: Tensor, b: Tensor) -> Tensor:
+    """``a b``, of matrices or of stacks of them, for which ``@`` makes four views a product."""
+    return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
+
+
 def polynomial(gram: Tensor, hyper: Values) -> Tensor:
     """``b·G + c·G²``: the iteration's factor of X, but for ``a``."""
     return combined(gram, gram, gram, hyper.ns_b, hyper.ns_c)
@@ -86,12 +91,12 @@ def polynomial(gram: Tensor, hyper: Values) -> Tensor:
 
 def gram_of(x: Tensor, tall: bool) -> Tensor:
     """The smaller of the two Gram matrices."""
-    return x.mT @ x if tall else x @ x.mT
+    return multiplied(x.mT, x) if tall else multiplied(x, x.mT)
 
 
 def times(factor: Tensor, x: Tensor, tall: bool) -> Tensor:
     """A symmetric factor on the shorter side of X, which needs no transposed copy."""
-    return x @ factor if tall else factor @ x
+    return multiplied(x, factor) if tall else multiplied(factor, x)
 
 
 def by_products(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor:
@@ -102,21 +107,39 @@ def by_products(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Ten
     return x
 
 
-def by_grams(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor:
+def by_grams(
+    x: Tensor, hyper: Values, steps: int, tall: bool = False, *, normed: bool = True
+) -> Tensor:
     """The same iteration on the Gram matrix alone, which is small if X is long.
 
     X enters only at both ends: with ``P = a + b·G + c·G²``, ``P X`` has the Gram matrix ``P G P``,
-    and all these matrices commute. X is overwritten.
+    and all these matrices commute.
     """
-    gram = gram_of(x, tall)
+    return times(composed(gram_of(x, tall), hyper, steps, tall, normed), x, tall)
+
+
+def composed(gram: Tensor, hyper: Values, steps: int, tall: bool, normed: bool) -> Tensor:
+    """The factor of X that some steps amount to, from X's Gram matrix.
+
+    The trace of that is the square of X's norm, which both are divided by if X is not ``normed``.
+    """
+    norm = None if normed else divided(gram, hyper)
     product = gram
     for step in range(steps):
         factor = polynomial(gram, hyper)
         factor.diagonal(dim1=-2, dim2=-1).add_(hyper.ns_a)
-        product = factor @ product if step else factor
+        product = times(factor, product, tall) if step else factor
         if step + 1 < steps:
-            gram = factor @ (factor @ gram)
-    return x.copy_(times(product, x, tall))
+            gram = multiplied(multiplied(factor, gram), factor)  # rounds both sides alike
+    return product if norm is None else product.div_(norm)
+
+
+def divided(gram: Tensor, hyper: Values) -> Tensor:
+    """Divide a Gram matrix by its trace; returns the norm of the matrix that it is of."""
+    square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    square = at_least(square, hyper.eps**2).clamp(min=torch.finfo(gram.dtype).tiny)
+    gram.div_(square)
+    return square.sqrt()
 
 
 def runs(steps: int, dtype: torch.dtype) -> Iterator[int]:
@@ -133,10 +156,14 @@ def orthogonalized(matrix: Tensor, hyper: Values) -> Tensor:
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     short, long = sorted(matrix.shape[-2:])
-    x = matrix.div_(at_least(matrix.norm(dim=(-2, -1), keepdim=True), hyper.eps))
-    iterate = by_grams if long >= LONG * short else by_products
-    for steps in runs(hyper.ns_steps, x.dtype):
-        x = iterate(x, hyper, steps, tall)
+    if long < LONG * short:
+        x = matrix.div_(at_least(matrix.norm(dim=(-2, -1), keepdim=True), hyper.eps))
+        return by_products(x, hyper, hyper.ns_steps, tall)
+    x = matrix
+    for number, steps in enumerate(runs(hyper.ns_steps, x.dtype)):
+        if number:
+            x = matrix.copy_(x)  # what it was in is free for the next product
+        x = by_grams(x, hyper, steps, tall, normed=number > 0)
     return x
 
 

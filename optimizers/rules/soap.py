@@ -32,6 +32,9 @@ from optimizers.core import (
 )
 from optimizers.rules.ranges import BETAS, beta, epsilon, learning_rate, weight_decay
 
+STRIP = 192  # rows of a product of which only the part right of the diagonal is needed
+LARGE = 2**16  # entries whose state is written over; what is smaller may be one of a stack
+
 
 def rotate(tensor: Tensor, state: State, *, back: bool = False) -> Tensor:
     """A tensor in the bases of its dimensions, or back from them."""
@@ -46,23 +49,46 @@ def rotate(tensor: Tensor, state: State, *, back: bool = False) -> Tensor:
 
 
 def grams(grad: Tensor, state: State, decay: Scalar) -> State:
-    """Shampoo's running Gram matrix of each dimension, by its name in the state."""
+    """Shampoo's running Gram matrix of each dimension, by its name in the state.
+
+    Only entries on and right of the diagonal count (`symmetric`): those left of it may be old.
+    """
     new: State = {}
     for dim in range(grad.dim()):
         if f"gram_{dim}" in state:
             rows, old = grad.movedim(dim, 0).flatten(1), state[f"gram_{dim}"]
             if isinstance(decay, Tensor):
                 new[f"gram_{dim}"] = ema(old, rows @ rows.mT, decay)
+            elif grad.numel() > LARGE:
+                new[f"gram_{dim}"] = accumulated(old, rows, decay)
             else:
                 new[f"gram_{dim}"] = torch.addmm(old, rows, rows.mT, beta=decay, alpha=1 - decay)
     return new
+
+
+def accumulated(gram: Tensor, rows: Tensor, decay: float) -> Tensor:
+    """``decay·gram + (1 - decay)·rows rows'``, written over ``gram``, in half the operations."""
+    for start in range(0, len(gram), STRIP):
+        strip, rest = slice(start, start + STRIP), slice(start, None)
+        gram[strip, rest].addmm_(rows[strip], rows[rest].mT, beta=decay, alpha=1 - decay)
+    return gram
+
+
+def symmetric(gram: Tensor) -> Tensor:
+    """A Gram matrix whose entries left of the diagonal count, too; a large one is completed."""
+    if gram.shape[-1] <= STRIP:
+        return gram.triu() + gram.triu(1).mT
+    for start in range(0, len(gram), STRIP):
+        strip, rest = slice(start, start + STRIP), slice(start + STRIP, None)
+        gram[rest, strip].copy_(gram[strip, rest].mT)
+    return gram
 
 
 def first_bases(state: State) -> State:
     """The eigenvectors of the Gram matrices, largest eigenvalue first; nothing has moments yet."""
     new = moments_of(state)
     for name in [name for name in state if name.startswith("gram")]:
-        vectors = torch.linalg.eigh(state[name]).eigenvectors
+        vectors = torch.linalg.eigh(symmetric(state[name])).eigenvectors
         new[name.replace("gram", "basis")] = vectors.flip(-1)
     return new
 
@@ -72,7 +98,7 @@ def refreshed_bases(state: State) -> State:
     new = moments_of(state)
     for name in [name for name in state if name.startswith("gram")]:
         basis = state[name.replace("gram", "basis")]
-        power = state[name] @ basis
+        power = symmetric(state[name]) @ basis
         order = torch.argsort((basis * power).sum(0), descending=True)
         dim = int(name.removeprefix("gram_"))
         new["exp_avg_sq"] = new["exp_avg_sq"].index_select(dim, order)
@@ -100,16 +126,25 @@ def kept_bases(state: State) -> State:
 def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar) -> State:
     """Adam in the bases; ``t`` counts the steps that moved something."""
     rotated = rotate(grad, state)
-    exp_avg = ema(state["exp_avg"], rotated, hyper.beta1)
-    exp_avg_sq = ema_square(state["exp_avg_sq"], rotated, hyper.beta2)
+    exp_avg, exp_avg_sq = averaged(rotated, state, hyper)
     t = where(t < 1, 1.0, t)
     correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
-    scaled = exp_avg / (exp_avg_sq.sqrt() + hyper.eps) * correction
+    scaled = (exp_avg / exp_avg_sq.sqrt().add_(hyper.eps)).mul_(correction)
     return {
         "direction": rotate(scaled, state, back=True),
         "exp_avg": exp_avg,
         "exp_avg_sq": exp_avg_sq,
     }
+
+
+def averaged(grad: Tensor, state: State, hyper: Values) -> tuple[Tensor, Tensor]:
+    """Adam's moments; of large parameters they are written over the old ones."""
+    exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+    vector = isinstance(hyper.beta1, Tensor) or isinstance(hyper.beta2, Tensor)
+    if vector or grad.numel() <= LARGE:
+        return ema(exp_avg, grad, hyper.beta1), ema_square(exp_avg_sq, grad, hyper.beta2)
+    exp_avg.lerp_(grad, 1 - hyper.beta1)
+    return exp_avg, exp_avg_sq.mul_(hyper.beta2).addcmul_(grad, grad, value=1 - hyper.beta2)
 
 
 def no_step(grad: Tensor, state: State) -> State:

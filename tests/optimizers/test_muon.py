@@ -150,6 +150,17 @@ def test_bfloat16_is_no_worse_on_gram_matrices_than_as_published(spectrum, long)
         assert torch.linalg.svdvals(found).max() < 1.25
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1e-3, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_long_matrices_of_any_size_are_divided_by_their_norm_or_eps(size, dtype):
+    hyper = optimizers.get_rule("muon").values()
+    matrix = size * torch.randn(16, 40, generator=generator("size"), dtype=torch.float64)
+    expected = muon.by_products(matrix / matrix.norm().clamp(min=hyper.eps), hyper, 5)
+    for form, wanted in ((matrix, expected), (matrix.mT, expected.mT)):
+        found = muon.orthogonalized(form.to(dtype).contiguous(), hyper).double()
+        assert (found - wanted).norm() <= 30 * torch.finfo(dtype).eps * wanted.norm()
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_who_iterates_in_bfloat16(monkeypatch, fast):
     monkeypatch.setattr(muon, "fast_bfloat16", lambda device: fast)

@@ -2,11 +2,14 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
 import optimizers
+from optimizers.rules import soap
 from tests.optimizers.helpers import drive, problem
+from tests.optimizers.test_engines import close, expected
 
 
 def test_bases_are_orthonormal_and_diagonalize():
@@ -44,3 +47,21 @@ def test_tall_matrices_and_a_resume_in_the_middle():
     resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
     assert torch.equal(drive(opt, param, grads[9:])[-1], drive(resumed, twin, grads[9:])[-1])
     assert param.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (5, 4, 3, 2)])
+def test_half_of_each_gram_matrix_is_enough(shape, monkeypatch):
+    """Large parameters write over their state, and of Gram matrices only strips of rows."""
+    monkeypatch.setattr(soap, "STRIP", 2)
+    monkeypatch.setattr(soap, "LARGE", 0)
+    start, grads = problem(shape, 12)
+    settings = {"lr": 0.02, "precondition_frequency": 3, "weight_decay": 0.1}
+    param = nn.Parameter(start.clone())
+    opt = optimizers.create("soap", [param], **settings)
+    drive(opt, param, grads)
+    close(param, expected("soap", start, grads, **settings))
+    stale = opt.state[param]["gram_0"].clone()
+    gram = soap.symmetric(stale.clone())
+    assert torch.equal(gram, gram.mT)
+    assert torch.equal(gram.triu(), stale.triu())
+    assert not torch.equal(gram, stale)
