@@ -117,7 +117,6 @@ class Kernel:
         library.run.argtypes, library.run.restype = [POINTER(Call)], None
         library.squares.argtypes = [c_int64] * 2 + [c_void_p] * 7 + [c_int64]
         library.squares.restype = c_double
-        library.approach.argtypes, library.approach.restype = [c_int64, c_void_p], None
         watch.prepare(library)
         return library
 

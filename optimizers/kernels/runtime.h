@@ -359,7 +359,7 @@ extern "C" void run(const Call* c) {
 // Brings the objects behind Python tensors into the cache before Python visits them one by one: what
 // checking a table costs is waiting for memory. Each address is that of a live object, of whose third
 // and fourth word one points to the tensor; they are prefetched whatever they hold, never followed.
-extern "C" void approach(i64 n, const char* const* objects) {
+static void approach(i64 n, const char* const* objects) {
   for (i64 i = 0; i < n + 8; i++) {
     if (i < n) __builtin_prefetch(objects[i], 0, 3);
     if (i < 8) continue;
@@ -405,6 +405,63 @@ extern "C" i64 unchanged(i64 n, const char* const* objects, const i64* torch, i6
       if (!agrees(strides[d], &known, learn)) return 0;
   }
   return 1;
+}
+
+// The rows of a table as Python holds them, and what answers for them. As in watch.py.
+struct Rows {
+  i64 rows, objects;            // objects: the parameters, then the tensors of their states in order
+  void* const* states;          // a dict each
+  const char* const* object;
+  i64* known;                   // of the objects, and of the gradients: see `unchanged`
+  const char** grad;            // room for as many
+  i64 *grad_known, *grad_places;
+  const i64* torch;
+  i64 type_place;               // where in an object its type is, and that of an ordinary tensor
+  const char* type;
+  void *grad_name, *no;         // "grad"; False
+  i64 questions;                // methods that answer no for a gradient as kernels read it
+  void* const* question;
+  int (*next)(void*, i64*, void**, void**);  // of Python's stable interface
+  void* (*get)(const void*, void*);
+  void* (*ask)(const void*, void*, ...);
+  void (*drop)(const void*);
+};
+
+// Whether a gradient is an ordinary tensor whose memory says what its entries are.
+static i64 ordinary(const Rows* r, const char* grad) {
+  i64 fits = *(const char* const*)(grad + r->type_place) == r->type;
+  for (i64 k = 0; fits && k < r->questions; k++) {
+    void* answer = r->ask(grad, r->question[k], nullptr);
+    fits = answer == r->no;
+    if (answer) r->drop(answer);
+  }
+  return fits;
+}
+
+// Whether rows have the state they had, and gradients like those they had, whose places are noted.
+// Called with Python's lock.
+extern "C" i64 same(const Rows* r) {
+  approach(r->rows, r->object);
+  i64 found = r->rows, taken = 0, fits = 1;
+  for (i64 row = 0; row < r->rows; row++) {
+    i64 place = 0;
+    void *key, *value;
+    while (r->next(r->states[row], &place, &key, &value)) {
+      if (found == r->objects || r->object[found] != value) return 0;
+      found++;
+    }
+  }
+  if (found < r->objects) return 0;
+  while (fits && taken < r->rows) {
+    const char* grad = (const char*)r->get(r->object[taken], r->grad_name);
+    if (!grad) break;
+    r->grad[taken++] = grad;
+    fits = ordinary(r, grad);
+  }
+  fits = fits && taken == r->rows;
+  fits = fits && unchanged(taken, r->grad, r->torch, r->grad_known, r->grad_places, 0);
+  for (i64 row = 0; row < taken; row++) r->drop(r->grad[row]);
+  return fits && unchanged(r->objects, r->object, r->torch, r->known, nullptr, 0);
 }
 
 static double square_sum(i64 n, const STORED* x) {

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,15 +23,12 @@ from optimizers.engines import flat
 from optimizers.kernels.kernel import Call, Kernel, blocks, threads_for
 from optimizers.kernels.source import STORAGE
 from optimizers.kernels.trace import is_stack
-from optimizers.kernels.watch import Watch, address
+from optimizers.kernels.watch import RowWatch, address
 from optimizers.parts import Core
 from optimizers.precision import COMPENSATION_DTYPE, as_real, compute_dtype
 
 POINTER: Callable[[Tensor], int] = Tensor.data_ptr
 CONTIGUOUS: Callable[[Tensor], bool] = Tensor.is_contiguous
-NEGATED: Callable[[Tensor], bool] = Tensor.is_neg
-CONJUGATED: Callable[[Tensor], bool] = Tensor.is_conj
-VALUES: Callable[[State], Iterable[Tensor]] = dict.values
 GRAD = attrgetter("grad")
 PLAIN = {Tensor, torch.nn.Parameter}
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -131,7 +127,6 @@ class Table:
         self.kernels = signature.kernels
         self.library = self.kernel.library()
         self.params = params
-        self.objects = array("q", map(id, params))
         self.pairs = 2 if self.dtype.is_complex else 1
         self.sizes = array("q", [param.numel() * self.pairs for param in params])
         self.entries = sum(self.sizes)
@@ -143,9 +138,7 @@ class Table:
         if self.kernel.stacked:
             units = [prod(param.shape[-2:]) for param in params]
         self.item_rows, self.item_starts = blocks(self.sizes, units)
-        self.approach_arguments = (len(params), address(self.objects))
         self.grads = array("q", map(POINTER, grads))
-        self.grad_watch = Watch(grads, self.library, self.grads)
         self.grad_layouts = [describe([grad]) for grad in grads]
         self.grad_layout_table = table_of(self.grad_layouts)
         self.squares = array("d", bytes(8 * len(params)))
@@ -165,34 +158,14 @@ class Table:
         self.scales: array[float] | None = None
         self.units: list[Tensor] | None = None
         self.states: list[State] | None = None
-
-    # What may change between steps ----------------------------------------------------------------
+        self.watch: RowWatch | None = None
 
     def same(self) -> bool:
-        """Whether all that rows point to is of the kind it was; takes over where gradients lie."""
-        self.library.approach(*self.approach_arguments)
-        grads = [*map(GRAD, self.params)]
-        return (
-            {*map(type, grads)} == {Tensor}
-            and self.grad_watch.same(grads)
-            and not any(map(NEGATED, grads))
-            and not (self.pairs == 2 and any(map(CONJUGATED, grads)))
-            and self.same_states()
-        )
-
-    def same_states(self) -> bool:
-        """Whether parameters and the tensors of their state are what they were, where they were.
+        """Whether all that rows point to is of the kind it was; takes over where gradients lie.
 
         That states belong to parameters as they did is not looked at here.
         """
-        if self.states is None:
-            return True
-        found = [*chain.from_iterable(map(VALUES, self.states))]
-        return (
-            len(found) == len(self.state_tensors)
-            and all(map(is_, found, self.state_tensors))
-            and self.watch.same()
-        )
+        return self.watch is not None and self.watch.same()
 
     # Columns --------------------------------------------------------------------------------------
 
@@ -200,8 +173,9 @@ class Table:
         """Fill the columns with the parameters' state, which is there by now."""
         self.states = states
         own = [key for key in self.kernel.columns if key not in ("param", "grad")]
-        self.state_tensors = [*chain.from_iterable(map(VALUES, states))]
-        self.watch = Watch([*self.params, *self.state_tensors], self.library)
+        self.watch = RowWatch(
+            self.params, states, self.library, self.grads, real=self.pairs == 1
+        )
         self.tensors = {key: [state[key] for state in states] for key in (*own, "step")}
         columns = {"param": self.params, **self.tensors}
         self.columns = {key: array("q", map(POINTER, column)) for key, column in columns.items()}
