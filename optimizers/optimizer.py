@@ -16,11 +16,11 @@ from typing import Any, ClassVar, cast
 import torch
 
 from optimizers import checkpoint, clipping, schedules
-from optimizers.base import TorchOptimizer
+from optimizers.base import NoGrad, TorchOptimizer
 from optimizers.core import DecayMode, Rule, State, Values
 from optimizers.engines import Batch, share, usable
 from optimizers.groups import check_group, split_group
-from optimizers.kernels.plan import Plan, Planner, Wish
+from optimizers.kernels.plan import Plan, Planner
 from optimizers.kernels.policy import check_engine
 from optimizers.points import move, observe
 from optimizers.precision import LOW_PRECISION
@@ -172,7 +172,7 @@ class Optimizer(TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
+        with NoGrad():
             self._update()
         return loss
 
@@ -194,7 +194,8 @@ class Optimizer(TorchOptimizer):
 
     def _share(self, batches: list[Batch]) -> None:
         """Let a rule of scope "model" see sums over all its parameters."""
-        for rule in {batch.rule.name: batch.rule for batch in batches if batch.rule.model}.values():
+        rules = {batch.rule.name: batch.rule for batch in batches if batch.rule.model}
+        for rule in rules.values():
             rows = zip(self.param_groups, batches, strict=True)
             own = [(group, batch) for group, batch in rows if batch.rule is rule]
             active = [batch for _, batch in own if batch.params or batch.tables]
@@ -208,12 +209,12 @@ class Optimizer(TorchOptimizer):
         groups = self.param_groups
         values = [*map(self.hyper, groups)]
         units = self.clip.kind == "clip_agc"
-        wishes = [
-            Wish.of(self.rule_of(group), group["weight_decay_mode"], own, self.low_precision, units)
+        asked = [
+            (self.rule_of(group), group["weight_decay_mode"], own, self.low_precision, units)
             for group, own in zip(groups, values, strict=True)
         ]
         left = self.total_steps and self.total_steps - groups[0]["schedule_step"]
-        plans = self._planner.plans(groups, wishes, values, self.state, left)
+        plans = self._planner.plans(groups, asked, self.state, left)
         return [*map(self._batch, groups, values, plans)]
 
     def _batch(self, group: Group, hyper: Values, plan: Plan) -> Batch:

@@ -32,19 +32,21 @@ class Norms:
         """Read every gradient once; those in tables also leave their norms there."""
         grads = [grad for batch in batches for grad in batch.grads]
         own = clipping.as_floats(clipping.grad_norms(grads, at_least)) if grads else []
-        squares = [table.square_sum() for batch in batches for table in batch.tables]
-        return cls(own, math.hypot(*own, *map(math.sqrt, squares)))
+        tables = [math.sqrt(table.square_sum()) for batch in batches for table in batch.tables]
+        return cls(own, math.hypot(*own, *tables))
 
 
 def set_scales(clip: Clip, batches: Sequence[Batch], norms: Norms) -> None:
     """Tell every gradient what multiplies it."""
-    grads = [grad for batch in batches for grad in batch.grads]
-    params = [param for batch in batches for param in batch.params]
-    scales = iter(clip.scales(grads, params, norms.own, norms.total) if grads else ())
     for batch in batches:
-        batch.scales.extend([local_scale(next(scales)) for _ in batch.grads])
         for table in batch.tables:
             scale_table(clip, table, norms.total)
+    if norms.own:
+        grads = [grad for batch in batches for grad in batch.grads]
+        params = [param for batch in batches for param in batch.params]
+        scales = iter(clip.scales(grads, params, norms.own, norms.total))
+        for batch in batches:
+            batch.scales.extend([local_scale(next(scales)) for _ in batch.grads])
 
 
 def scale_table(clip: Clip, table: Table, total: float) -> None:
@@ -93,10 +95,11 @@ def prepare_tables(batch: Batch, states: Mapping[Tensor, State], allocate: Alloc
 
 def run(batch: Batch, *, compiled: bool) -> None:
     """Step the parameters of one group; ``compiled`` asks for kernels on GPUs, too."""
-    devices = {param.device.type for param in batch.params} if compiled else set()
-    if devices & inductor.DEVICES:
-        eager(batch, partial(inductor.step_piece, batch, numbers=inductor.numbers_of(batch)))
-    elif batch.params:
-        eager(batch)
+    if batch.params:
+        devices = {param.device.type for param in batch.params} if compiled else set()
+        if devices & inductor.DEVICES:
+            eager(batch, partial(inductor.step_piece, batch, numbers=inductor.numbers_of(batch)))
+        else:
+            eager(batch)
     for table in batch.tables:
         table.run(batch.hyper, batch.bound, batch.maximize)

@@ -62,6 +62,23 @@ class Call(ctypes.Structure):
     ]
 
 
+class Norms(ctypes.Structure):
+    """Gradients whose squares are summed up; see ``runtime.h``."""
+
+    _fields_: ClassVar[Any] = [
+        ("rows", c_int64),
+        ("items", c_int64),
+        ("sizes", c_void_p),
+        ("item_rows", c_void_p),
+        ("item_starts", c_void_p),
+        ("grads", c_void_p),
+        ("layouts", c_void_p),
+        ("parts", c_void_p),
+        ("squares", c_void_p),
+        ("threads", c_int64),
+    ]
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """One graph in C++: ``columns`` and ``hypers`` are the order of its inputs.
@@ -115,7 +132,7 @@ class Kernel:
         """The library; compiles it if need be. Raises NoKernel when that is not possible."""
         library = build.load(self.text, self.name)
         library.run.argtypes, library.run.restype = [POINTER(Call)], None
-        library.squares.argtypes = [c_int64] * 2 + [c_void_p] * 7 + [c_int64]
+        library.squares.argtypes = [POINTER(Norms)]
         library.squares.restype = c_double
         watch.prepare(library)
         return library
@@ -158,8 +175,9 @@ def kernel_of(
 
 def threads_for(entries: int) -> int:
     """How many threads are worth their start."""
-    worth = round(entries / SMALL)
-    return min(torch.get_num_threads(), worth) if worth > 1 else 1
+    if entries < 1.5 * SMALL:
+        return 1
+    return min(torch.get_num_threads(), round(entries / SMALL))
 
 
 def blocks(sizes: Sequence[int], units: Sequence[int]) -> tuple[array[int], array[int]]:

@@ -54,6 +54,7 @@ class Plan:
 
     wish: Wish
     params: list[Tensor]
+    asked: tuple[Any, ...] = ()  # what the wish was made of
     tables: list[Table] = field(default_factory=list)
     rest: list[Tensor] = field(default_factory=list)
     absent: list[Tensor] = field(default_factory=list)
@@ -77,7 +78,7 @@ class Plan:
     def holds(self, wish: Wish, params: Sequence[Tensor]) -> bool:
         """Whether this is still how the step has to be done, if states are where they were."""
         return (
-            self.wish == wish
+            (self.wish is wish or self.wish == wish)
             and len(params) == len(self.params)
             and all(map(is_, params, self.params))
             and all(param.grad is None for param in self.absent)
@@ -183,36 +184,43 @@ class Planner:
     def __init__(self, engine: str) -> None:
         self.engine = engine
         self.known: list[Plan] = []
+        self.held = False  # whether the last plans were those of the step before
         self.states: tuple[list[Tensor], list[State]] = ([], [])
         self.use: bool | None = None if engine != "eager" else False
 
     def plans(
         self,
         groups: Sequence[dict[str, Any]],
-        wishes: Sequence[Wish],
-        values: Sequence[Values],
+        asked: Sequence[tuple[Rule, DecayMode, Values, str, bool]],
         states: Mapping[Tensor, State],
         steps: int | None,
     ) -> list[Plan]:
-        """What to do for each group in this step; ``steps`` is how many are left, if known."""
+        """What to do for each group in this step, of which ``asked`` makes the wish.
+
+        ``steps`` is how many are left, if known.
+        """
         plans = []
         same = self.use is not False and self.same_states(states)
-        for number, (group, wish) in enumerate(zip(groups, wishes, strict=True)):
+        for number, (group, own) in enumerate(zip(groups, asked, strict=True)):
             params = group["params"]
+            known = self.known[number] if number < len(self.known) else None
+            wish = known.wish if known is not None and known.asked == own else Wish.of(*own)
             if self.use is False:
                 rest = [param for param in params if param.grad is not None]
-                plans.append(Plan(wish, params, rest=rest))
-                continue
-            known = self.known[number] if number < len(self.known) else None
-            if known is None or not (same and known.holds(wish, params)):
-                known = sort_params(wish, values[number], params, states)
+                known = Plan(wish, params, rest=rest)
+            elif known is None or not (same and known.holds(wish, params)):
+                known = sort_params(wish, own[2], params, states)
+            known.asked = own
             plans.append(known)
+        self.held = all(map(is_, plans, self.known)) and len(plans) == len(self.known)
+        if self.held:
+            return plans
         found = [item for plan in plans for item in plan.found.items()]
         if found and self.use is None:
             self.choose(groups, found, steps)
         for plan in plans:
             plan.build(use=bool(self.use))
-        self.known = [] if self.use is False else plans
+        self.known = plans
         return plans
 
     def same_states(self, states: Mapping[Tensor, State]) -> bool:
@@ -225,7 +233,7 @@ class Planner:
 
     def remember(self, states: Mapping[Tensor, State]) -> None:
         """Take note of whose state is which, after tables have been pointed to them."""
-        if self.use:
+        if self.use and not self.held:
             self.states = [*states], [*states.values()]
 
     def choose(

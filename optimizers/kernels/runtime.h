@@ -480,30 +480,37 @@ static double square_sum(i64 n, const STORED* x) {
   return total;
 }
 
-// Each gradient's sum of squares into `out`; their sum is the result. A layout here has the strides
-// of the gradient alone.
-extern "C" double squares(i64 rows, i64 items, const i64* sizes, const i64* item_rows,
-                          const i64* item_starts, const STORED* const* grads,
-                          const i64* const* layouts, double* parts, double* out, i64 threads) {
-  OMP(omp parallel num_threads(threads) if (threads > 1))
+// Gradients whose squares are summed up. A layout here has the strides of the gradient alone.
+struct Norms {
+  i64 rows, items;
+  const i64 *sizes, *item_rows, *item_starts;
+  const STORED* const* grads;
+  const i64* const* layouts;
+  double *parts, *squares;  // [item], and the result, [row]
+  i64 threads;
+};
+
+// Each gradient's sum of squares; their sum is the result.
+extern "C" double squares(const Norms* c) {
+  OMP(omp parallel num_threads(c->threads) if (c->threads > 1))
   {
-    STORED* scratch = layouts ? (STORED*)__builtin_malloc(BLOCK * sizeof(STORED)) : nullptr;
-    OMP(omp for schedule(dynamic, chunk_of(items, threads)))
-    for (i64 item = 0; item < items; item++) {
-      const i64 row = item_rows[item], start = item_starts[item];
-      const i64 n = length_of(item, items, sizes, item_rows, item_starts);
-      const STORED* x = grads[row] + start;
-      if (layouts && layouts[row]) {
-        move((char*)scratch, (char*)grads[row], layouts[row], 0, start, n, sizeof(STORED), false);
+    STORED* scratch = c->layouts ? (STORED*)__builtin_malloc(BLOCK * sizeof(STORED)) : nullptr;
+    OMP(omp for schedule(dynamic, chunk_of(c->items, c->threads)))
+    for (i64 item = 0; item < c->items; item++) {
+      const i64 row = c->item_rows[item], start = c->item_starts[item];
+      const i64 n = length_of(item, c->items, c->sizes, c->item_rows, c->item_starts);
+      const STORED* x = c->grads[row] + start;
+      if (c->layouts && c->layouts[row]) {
+        move((char*)scratch, (char*)c->grads[row], c->layouts[row], 0, start, n, sizeof(STORED), false);
         x = scratch;
       }
-      parts[item] = square_sum(n, x);
+      c->parts[item] = square_sum(n, x);
     }
     __builtin_free(scratch);
   }
   double total = 0;
-  for (i64 row = 0; row < rows; row++) out[row] = 0;
-  for (i64 item = 0; item < items; item++) out[item_rows[item]] += parts[item];
-  for (i64 row = 0; row < rows; row++) total += out[row];
+  for (i64 row = 0; row < c->rows; row++) c->squares[row] = 0;
+  for (i64 item = 0; item < c->items; item++) c->squares[c->item_rows[item]] += c->parts[item];
+  for (i64 row = 0; row < c->rows; row++) total += c->squares[row];
   return total;
 }

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from optimizers.core import State, Values
 from optimizers.engines import flat
-from optimizers.kernels.kernel import Call, Kernel, blocks, threads_for
+from optimizers.kernels.kernel import Call, Kernel, Norms, blocks, threads_for
 from optimizers.kernels.source import STORAGE
 from optimizers.kernels.trace import is_stack
 from optimizers.kernels.watch import RowWatch, address
@@ -143,16 +143,16 @@ class Table:
         self.grad_layout_table = table_of(self.grad_layouts)
         self.squares = array("d", bytes(8 * len(params)))
         self.parts = array("d", bytes(8 * len(self.item_rows)))
-        self.norm_arguments = (
-            len(params),
-            len(self.item_rows),
-            address(self.sizes),
-            address(self.item_rows),
-            address(self.item_starts),
-            address(self.grads),
-            address(self.grad_layout_table),
-            address(self.parts),
-            address(self.squares),
+        self.norms = Norms(
+            rows=len(params),
+            items=len(self.item_rows),
+            sizes=address(self.sizes),
+            item_rows=address(self.item_rows),
+            item_starts=address(self.item_starts),
+            grads=address(self.grads),
+            layouts=address(self.grad_layout_table),
+            parts=address(self.parts),
+            squares=address(self.squares),
         )
         self.scale = 1.0
         self.scales: array[float] | None = None
@@ -189,18 +189,22 @@ class Table:
         self.slots = array("d", bytes(8 * max(k.slots for k in self.kernels) * len(self.params)))
         most = max(k.reductions for k in self.kernels)
         self.sums = array("d", bytes(8 * max(most, 1) * len(self.item_rows)))
-        self.calls: dict[Kernel, tuple[Any, Call]] = {}
+        self.calls: dict[Kernel, tuple[Any, Call, array[float]]] = {}
         self.kept: list[array[int]] = []  # what the calls point to
 
     # What kernels do ------------------------------------------------------------------------------
 
     def square_sum(self) -> float:
         """The sum of squares of all gradients; `squares` has that of each."""
-        return float(self.library.squares(*self.norm_arguments, threads_for(self.entries)))
+        self.norms.threads = threads_for(self.entries)
+        return float(self.library.squares(self.norms))
 
-    def prepare(self, kernel: Kernel) -> tuple[Any, Call]:
-        """A kernel's entry, and its call with all that stays the same from step to step."""
+    def prepare(self, kernel: Kernel) -> tuple[Any, Call, array[float]]:
+        """A kernel's entry, its call with all that stays the same from step to step, and room for
+        the hyperparameters.
+        """
         table = array("q", [address(self.columns[key]) or 0 for key in kernel.columns])
+        hyper = array("d", bytes(8 * len(kernel.hypers)))
         self.kept.append(table)
         call = Call(
             rows=len(self.params),
@@ -214,9 +218,10 @@ class Table:
             steps=address(self.columns["step"]),
             layouts=address(self.layout_table),
             slots=address(self.slots),
+            hyper=address(hyper),
             sums=address(self.sums),
         )
-        return kernel.library().run, call
+        return kernel.library().run, call, hyper
 
     def call(
         self, kernel: Kernel, values: Values, bound: float | None, *, maximize: bool, advance: bool
@@ -224,10 +229,10 @@ class Table:
         """Run one of the two kernels."""
         if kernel not in self.calls:
             self.calls[kernel] = self.prepare(kernel)
-        run, call = self.calls[kernel]
-        hyper = kernel.numbers(values)
-        call.hyper, call.scales = address(hyper), address(self.scales)
-        call.scale, call.sign = self.scale, -1.0 if maximize else 1.0
+        run, call, hyper = self.calls[kernel]
+        hyper[:] = kernel.numbers(values)
+        call.scale, call.scales = self.scale, address(self.scales)
+        call.sign = -1.0 if maximize else 1.0
         call.bound = math.inf if bound is None else bound
         call.threads, call.advance = threads_for(self.entries), advance
         call.unit_scales = call.unit_sizes = None
