@@ -42,17 +42,6 @@ def watched(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-class NoGrad:
-    """`torch.no_grad`, whose three calls in Python take as long as a small model's update."""
-
-    def __enter__(self) -> None:
-        self.before = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-
-    def __exit__(self, *error: object) -> None:
-        torch._C._set_grad_enabled(self.before)
-
-
 class TorchOptimizer(torch.optim.Optimizer):
     """What optimizers and wrappers inherit from torch."""
 

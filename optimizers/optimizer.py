@@ -16,7 +16,7 @@ from typing import Any, ClassVar, cast
 import torch
 
 from optimizers import checkpoint, clipping, schedules
-from optimizers.base import NoGrad, TorchOptimizer
+from optimizers.base import TorchOptimizer
 from optimizers.core import DecayMode, Rule, State, Values
 from optimizers.engines import Batch, share, usable
 from optimizers.groups import check_group, split_group
@@ -172,20 +172,26 @@ class Optimizer(TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with NoGrad():
+        grad_enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # torch.no_grad() takes as long as a small step's update
+        try:
             self._update()
+        finally:
+            torch._C._set_grad_enabled(grad_enabled)
         return loss
 
     def _update(self) -> None:
         """Step with the present gradients."""
-        if any(group.get("evaluating") for group in self.param_groups):
-            raise RuntimeError(f"{self.rule.class_name}: call train() before step()")
+        for group in self.param_groups:
+            if group.get("evaluating"):
+                raise RuntimeError(f"{self.rule.class_name}: call train() before step()")
         batches = self._batches()
         if not self._scale(batches):
             return
         self._last_lrs = [batch.hyper.lr for batch in batches]
         for group, batch in zip(self.param_groups, batches, strict=True):
-            self._prepare_states(group, batch)
+            if batch.params or not self._planner.held:
+                self._prepare_states(group, batch)
         self._planner.remember(self.state)
         self._share(batches)
         for group, batch in zip(self.param_groups, batches, strict=True):
@@ -220,8 +226,12 @@ class Optimizer(TorchOptimizer):
     def _batch(self, group: Group, hyper: Values, plan: Plan) -> Batch:
         rule = self.rule_of(group)
         mode: DecayMode = "none" if hyper.weight_decay == 0 else group["weight_decay_mode"]
+        if plan.batch is not None:
+            plan.batch.mode, plan.batch.hyper = mode, hyper
+            plan.batch.bound, plan.batch.maximize = self.clip.value, group["maximize"]
+            return plan.batch
         whole = self.clip.kind == "clip_agc"  # its norms are those of a whole row of the weight
-        return Batch(
+        batch = Batch(
             rule=rule,
             mode=mode,
             hyper=hyper,
@@ -237,6 +247,8 @@ class Optimizer(TorchOptimizer):
             zeros=plan.wish.zeros,
             tables=plan.tables,
         )
+        plan.batch = None if plan.rest else batch
+        return batch
 
     def _scale(self, batches: list[Batch]) -> bool:
         """Fill in the clipping scales; False when the step has to be skipped."""

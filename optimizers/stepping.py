@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from optimizers.kernels.table import Table
 from optimizers.sharding import local_scale, plain
 
 
-@dataclass(frozen=True)
-class Norms:
+class Norms(NamedTuple):
     """L2 norms of gradients: of the batches' own one by one, and over everything."""
 
     own: list[float]

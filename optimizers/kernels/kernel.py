@@ -139,7 +139,7 @@ class Kernel:
 
     def numbers(self, values: Values) -> array[float]:
         """The hyperparameters in the kernel's order."""
-        return array("d", map(vars(values).__getitem__, self.hypers))
+        return array("d", [*map(vars(values).__getitem__, self.hypers)])
 
 
 # the whole step; what a `ModelHook` sums up; what comes before and after a `Core`

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from optimizers.core import DecayMode, Rule, State, Values
+from optimizers.engines import Batch
 from optimizers.kernels import policy
 from optimizers.kernels.around import AroundTable
 from optimizers.kernels.build import NoKernel, tell_once
@@ -55,6 +56,7 @@ class Plan:
     wish: Wish
     params: list[Tensor]
     asked: tuple[Any, ...] = ()  # what the wish was made of
+    batch: Batch | None = None  # of tables alone, which takes other numbers in the next step
     tables: list[Table] = field(default_factory=list)
     rest: list[Tensor] = field(default_factory=list)
     absent: list[Tensor] = field(default_factory=list)
@@ -81,9 +83,9 @@ class Plan:
             (self.wish is wish or self.wish == wish)
             and len(params) == len(self.params)
             and all(map(is_, params, self.params))
-            and all(param.grad is None for param in self.absent)
-            and all(param.grad is not None for param in self.rest)
-            and all(table.same() for table in self.tables)
+            and not (self.absent and any(param.grad is not None for param in self.absent))
+            and not (self.rest and any(param.grad is None for param in self.rest))
+            and all([table.same() for table in self.tables])
         )
 
 

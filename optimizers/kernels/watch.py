@@ -140,6 +140,7 @@ class RowWatch:
         self.own = Watch(self.tensors, library)
         self.grads = Watch([self.grad(param) for param in params], library, places)
         self.rows = self.prepare() if self.own.torch else None
+        self.place = ctypes.addressof(self.rows) if self.rows else 0
         self.ask = ctypes.PyDLL(library._name, handle=library._handle).same
         self.ask.argtypes, self.ask.restype = [c_void_p], c_int64
 
@@ -174,7 +175,7 @@ class RowWatch:
     def same(self) -> bool:
         """Whether nothing has moved, and gradients are of the kind they were."""
         if self.rows is not None:
-            return bool(self.ask(ctypes.addressof(self.rows)))
+            return bool(self.ask(self.place))
         found = [*chain.from_iterable(state.values() for state in self.states)]
         grads = [param.grad for param in self.params]
         return (
