@@ -189,10 +189,12 @@ class Optimizer(TorchOptimizer):
         if not self._scale(batches):
             return
         self._last_lrs = [batch.hyper.lr for batch in batches]
+        held = self._planner.held  # then tables have all their state
         for group, batch in zip(self.param_groups, batches, strict=True):
-            if batch.params or not self._planner.held:
+            if batch.params or not held:
                 self._prepare_states(group, batch)
-        self._planner.remember(self.state)
+        if not held:
+            self._planner.remember(self.state)
         self._share(batches)
         for group, batch in zip(self.param_groups, batches, strict=True):
             run(batch, compiled=self.engine == "compiled")

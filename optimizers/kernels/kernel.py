@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
-from ctypes import POINTER, c_double, c_int64, c_void_p
+from ctypes import c_double, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -131,15 +131,15 @@ class Kernel:
     def library(self) -> ctypes.CDLL:
         """The library; compiles it if need be. Raises NoKernel when that is not possible."""
         library = build.load(self.text, self.name)
-        library.run.argtypes, library.run.restype = [POINTER(Call)], None
-        library.squares.argtypes = [POINTER(Norms)]
-        library.squares.restype = c_double
+        for function in (library.run, library.squares):
+            function.argtypes = [c_void_p]  # the address of a Call, or of Norms
+        library.run.restype, library.squares.restype = None, c_double
         watch.prepare(library)
         return library
 
-    def numbers(self, values: Values) -> array[float]:
+    def numbers(self, values: Values) -> list[float]:
         """The hyperparameters in the kernel's order."""
-        return array("d", [*map(vars(values).__getitem__, self.hypers)])
+        return [*map(vars(values).__getitem__, self.hypers)]
 
 
 # the whole step; what a `ModelHook` sums up; what comes before and after a `Core`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -187,7 +188,7 @@ class Planner:
         self.engine = engine
         self.known: list[Plan] = []
         self.held = False  # whether the last plans were those of the step before
-        self.states: tuple[list[Tensor], list[State]] = ([], [])
+        self.states: list[object] = []  # parameters that have state, and then their states
         self.use: bool | None = None if engine != "eager" else False
 
     def plans(
@@ -227,16 +228,14 @@ class Planner:
 
     def same_states(self, states: Mapping[Tensor, State]) -> bool:
         """Whether each parameter has the state that it had when last remembered."""
-        return (
-            len(states) == len(self.states[0])
-            and all(map(is_, states, self.states[0]))
-            and all(map(is_, states.values(), self.states[1]))
+        return 2 * len(states) == len(self.states) and all(
+            map(is_, chain(states, states.values()), self.states)
         )
 
     def remember(self, states: Mapping[Tensor, State]) -> None:
         """Take note of whose state is which, after tables have been pointed to them."""
-        if self.use and not self.held:
-            self.states = [*states], [*states.values()]
+        if self.use:
+            self.states = [*states, *states.values()]
 
     def choose(
         self,

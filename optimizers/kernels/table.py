@@ -7,13 +7,15 @@ on to a gradient, so ``zero_grad(set_to_none=True)`` still frees them.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from operator import attrgetter
-from typing import Any
+from struct import Struct
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -119,6 +121,16 @@ class Signature:
         return [k for k in (self.kernel, self.share, self.after) if k is not None]
 
 
+class Prepared(NamedTuple):
+    """How a kernel is called: its entry, what it takes, and how the hyperparameters get there."""
+
+    run: Callable[[int], None]
+    call: Call
+    place: int  # of the call in memory
+    pack: Callable[..., None]
+    hyper: array[float]
+
+
 class Table:
     """Parameters that one kernel takes, a row each; `bind` gives it their state."""
 
@@ -154,6 +166,7 @@ class Table:
             parts=address(self.parts),
             squares=address(self.squares),
         )
+        self.norms_place = ctypes.addressof(self.norms)
         self.scale = 1.0
         self.scales: array[float] | None = None
         self.units: list[Tensor] | None = None
@@ -189,7 +202,7 @@ class Table:
         self.slots = array("d", bytes(8 * max(k.slots for k in self.kernels) * len(self.params)))
         most = max(k.reductions for k in self.kernels)
         self.sums = array("d", bytes(8 * max(most, 1) * len(self.item_rows)))
-        self.calls: dict[Kernel, tuple[Any, Call, array[float]]] = {}
+        self.calls: dict[Kernel, Prepared] = {}
         self.kept: list[array[int]] = []  # what the calls point to
 
     # What kernels do ------------------------------------------------------------------------------
@@ -197,14 +210,12 @@ class Table:
     def square_sum(self) -> float:
         """The sum of squares of all gradients; `squares` has that of each."""
         self.norms.threads = threads_for(self.entries)
-        return float(self.library.squares(self.norms))
+        return float(self.library.squares(self.norms_place))
 
-    def prepare(self, kernel: Kernel) -> tuple[Any, Call, array[float]]:
-        """A kernel's entry, its call with all that stays the same from step to step, and room for
-        the hyperparameters.
-        """
+    def prepare(self, kernel: Kernel) -> Prepared:
+        """A kernel's call with all that stays the same from step to step."""
         table = array("q", [address(self.columns[key]) or 0 for key in kernel.columns])
-        hyper = array("d", bytes(8 * len(kernel.hypers)))
+        hyper = array("d", [0.0] * len(kernel.hypers))
         self.kept.append(table)
         call = Call(
             rows=len(self.params),
@@ -221,7 +232,8 @@ class Table:
             hyper=address(hyper),
             sums=address(self.sums),
         )
-        return kernel.library().run, call, hyper
+        own = Struct(f"{len(hyper)}d")
+        return Prepared(kernel.library().run, call, ctypes.addressof(call), own.pack_into, hyper)
 
     def call(
         self, kernel: Kernel, values: Values, bound: float | None, *, maximize: bool, advance: bool
@@ -229,21 +241,21 @@ class Table:
         """Run one of the two kernels."""
         if kernel not in self.calls:
             self.calls[kernel] = self.prepare(kernel)
-        run, call, hyper = self.calls[kernel]
-        hyper[:] = kernel.numbers(values)
+        run, call, place, pack, hyper = self.calls[kernel]
+        pack(hyper, 0, *kernel.numbers(values))
         call.scale, call.scales = self.scale, address(self.scales)
         call.sign = -1.0 if maximize else 1.0
         call.bound = math.inf if bound is None else bound
         call.threads, call.advance = threads_for(self.entries), advance
         call.unit_scales = call.unit_sizes = None
         if self.units is None:
-            run(call)
+            run(place)
             return
         units = [unit.to(self.wide).contiguous() for unit in self.units]
         found = array("q", [*map(POINTER, units)])
         sizes = array("q", [n // u.numel() for n, u in zip(self.sizes, units, strict=True)])
         call.unit_scales, call.unit_sizes = address(found), address(sizes)
-        run(call)
+        run(place)
 
     @property
     def wide(self) -> torch.dtype:
