@@ -11,25 +11,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 
 from optimizers import checkpoint, clipping, schedules
-from optimizers.base import TorchOptimizer
-from optimizers.core import DecayMode, Rule, State, Values
-from optimizers.engines import Batch, share, usable
+from optimizers.base import TorchOptimizer, without_grad
+from optimizers.core import Rule, State, Values
+from optimizers.engines import Batch, share
 from optimizers.groups import check_group, split_group
-from optimizers.kernels.plan import Plan, Planner
+from optimizers.kernels.plan import Planner
 from optimizers.kernels.policy import check_engine
 from optimizers.points import move, observe
 from optimizers.precision import LOW_PRECISION
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
 from optimizers.scheduling import Reader, check_schedule, group_values
-from optimizers.sharding import check_whole, placed_like
+from optimizers.sharding import check_whole
 from optimizers.signatures import bind, signature
-from optimizers.stepping import Norms, prepare_rows, prepare_tables, run, set_scales
+from optimizers.stepping import Norms, batch_of, prepare_rows, prepare_tables, run, set_scales
 
 logger = logging.getLogger("optimizers")
 
@@ -172,12 +173,7 @@ class Optimizer(TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        grad_enabled = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)  # torch.no_grad() takes as long as a small step's update
-        try:
-            self._update()
-        finally:
-            torch._C._set_grad_enabled(grad_enabled)
+        without_grad(self._update)
         return loss
 
     def _update(self) -> None:
@@ -202,8 +198,7 @@ class Optimizer(TorchOptimizer):
 
     def _share(self, batches: list[Batch]) -> None:
         """Let a rule of scope "model" see sums over all its parameters."""
-        rules = {batch.rule.name: batch.rule for batch in batches if batch.rule.model}
-        for rule in rules.values():
+        for rule in {batch.rule.name: batch.rule for batch in batches if batch.rule.model}.values():
             rows = zip(self.param_groups, batches, strict=True)
             own = [(group, batch) for group, batch in rows if batch.rule is rule]
             active = [batch for _, batch in own if batch.params or batch.tables]
@@ -223,34 +218,7 @@ class Optimizer(TorchOptimizer):
         ]
         left = self.total_steps and self.total_steps - groups[0]["schedule_step"]
         plans = self._planner.plans(groups, asked, self.state, left)
-        return [*map(self._batch, groups, values, plans)]
-
-    def _batch(self, group: Group, hyper: Values, plan: Plan) -> Batch:
-        rule = self.rule_of(group)
-        mode: DecayMode = "none" if hyper.weight_decay == 0 else group["weight_decay_mode"]
-        if plan.batch is not None:
-            plan.batch.mode, plan.batch.hyper = mode, hyper
-            plan.batch.bound, plan.batch.maximize = self.clip.value, group["maximize"]
-            return plan.batch
-        whole = self.clip.kind == "clip_agc"  # its norms are those of a whole row of the weight
-        batch = Batch(
-            rule=rule,
-            mode=mode,
-            hyper=hyper,
-            params=list(plan.rest),
-            grads=[
-                usable(placed_like(param.grad, param), rule, mode, hyper, whole)
-                for param in plan.rest
-                if param.grad is not None
-            ],
-            bound=self.clip.value,
-            maximize=group["maximize"],
-            stochastic=self.low_precision == "stochastic",
-            zeros=plan.wish.zeros,
-            tables=plan.tables,
-        )
-        plan.batch = None if plan.rest else batch
-        return batch
+        return [*map(partial(batch_of, self.clip), groups, values, plans)]
 
     def _scale(self, batches: list[Batch]) -> bool:
         """Fill in the clipping scales; False when the step has to be skipped."""

@@ -6,18 +6,47 @@ import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from optimizers import checkpoint, clipping
 from optimizers.clipping import Clip
-from optimizers.core import State
-from optimizers.engines import Batch, eager
+from optimizers.core import DecayMode, State, Values
+from optimizers.engines import Batch, eager, usable
 from optimizers.kernels import inductor
+from optimizers.kernels.plan import Plan
 from optimizers.kernels.table import Table
-from optimizers.sharding import local_scale, plain
+from optimizers.sharding import local_scale, placed_like, plain
+
+
+def batch_of(clip: Clip, group: Mapping[str, Any], hyper: Values, plan: Plan) -> Batch:
+    """What a group's step needs. The batch of a plan that has only tables is made once."""
+    wish, bound, maximize = plan.wish, clip.value, group["maximize"]
+    mode: DecayMode = "none" if hyper.weight_decay == 0 else wish.mode
+    if plan.batch is not None:
+        batch = plan.batch
+        batch.mode, batch.hyper, batch.bound, batch.maximize = mode, hyper, bound, maximize
+        return batch
+    batch = Batch(
+        rule=wish.rule,
+        mode=mode,
+        hyper=hyper,
+        params=list(plan.rest),
+        grads=[
+            usable(placed_like(param.grad, param), wish.rule, mode, hyper, wish.units)
+            for param in plan.rest
+            if param.grad is not None
+        ],
+        bound=bound,
+        maximize=maximize,
+        stochastic=wish.low_precision == "stochastic",
+        zeros=wish.zeros,
+        tables=plan.tables,
+    )
+    plan.batch = None if plan.rest else batch
+    return batch
 
 
 class Norms(NamedTuple):

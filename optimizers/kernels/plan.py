@@ -86,7 +86,7 @@ class Plan:
             and all(map(is_, params, self.params))
             and not (self.absent and any(param.grad is not None for param in self.absent))
             and not (self.rest and any(param.grad is None for param in self.rest))
-            and all([table.same() for table in self.tables])
+            and all(map(Table.same, self.tables))
         )
 
 

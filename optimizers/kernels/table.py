@@ -186,9 +186,7 @@ class Table:
         """Fill the columns with the parameters' state, which is there by now."""
         self.states = states
         own = [key for key in self.kernel.columns if key not in ("param", "grad")]
-        self.watch = RowWatch(
-            self.params, states, self.library, self.grads, real=self.pairs == 1
-        )
+        self.watch = RowWatch(self.params, states, self.library, self.grads, real=self.pairs == 1)
         self.tensors = {key: [state[key] for state in states] for key in (*own, "step")}
         columns = {"param": self.params, **self.tensors}
         self.columns = {key: array("q", map(POINTER, column)) for key, column in columns.items()}
