@@ -156,7 +156,7 @@ GROUP_CHANGES = {
     "weight_decay": lambda opt, group: group.update(weight_decay=0.0),
     "eps": lambda opt, group: group.update(eps=0.1),
     "clip": lambda opt, group: setattr(opt, "clip", clipping.Clip("clip_value", 0.1)),
-    "schedule": lambda opt, group: setattr(opt, "schedule", schedules.exponential(gamma=0.5)),
+    "schedule": lambda opt, group: setattr(opt, "schedule", schedules.linear()),
     "initial_lr": lambda opt, group: torch.optim.lr_scheduler.ExponentialLR(opt, 0.5).step(),
 }
 
