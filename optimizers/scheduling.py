@@ -68,11 +68,15 @@ class Reader:
         """Values per hyperparameter and option, not to be changed."""
         found = [*map(group.__getitem__, self.names)]
         if found != self.found:
-            self.flat = {
-                key: float(value) if isinstance(value, Tensor) else value
-                for key, value in self.rule.flatten(group).items()
-            }
-            self.found = found if all(map(constant, found)) else []
+            if self.found and self.found[1:] == found[1:] and type(found[0]) is float:
+                self.flat[self.names[0]] = found[0]  # the learning rate, by an LR scheduler
+                self.found = found
+            else:
+                self.flat = {
+                    key: float(value) if isinstance(value, Tensor) else value
+                    for key, value in self.rule.flatten(group).items()
+                }
+                self.found = found if all(map(constant, found)) else []
             self.values = None
         return self.flat
 
@@ -93,9 +97,10 @@ def group_values(
     # an LR scheduler on top counts as schedule too: independent decay follows it, and a learning
     # rate of zero stops it (torch.distributed.checkpoint allocates state by such a step)
     pace = flat["lr"] / float(initial) if initial else float(flat["lr"] != 0)
-    scheduled = {"schedule": factor * pace, "lr": flat["lr"] * factor}
-    moved = cycled(rule, group, schedule, total_steps).items()
-    scheduled |= {name: value for name, value in moved if flat.get(name)}
-    values = Values(**{**flat, **scheduled, **group.get("shared", {})})
+    seen = {**flat, "schedule": factor * pace, "lr": flat["lr"] * factor}
+    for name, value in cycled(rule, group, schedule, total_steps).items():
+        if flat.get(name):
+            seen[name] = value
+    values = Values(**seen, **group.get("shared", {}))
     reader.values = values if still else None
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import is_
+from operator import is_, not_
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -25,7 +25,7 @@ from optimizers.precision import HALF, compute_dtype
 
 def zero_pattern(rule: Rule, values: Values) -> tuple[bool, ...]:
     """Which hyperparameters are zero: on that the state may depend (momentum)."""
-    return tuple([value == 0 for value in map(vars(values).__getitem__, rule.hypers)])
+    return tuple(map(not_, map(vars(values).__getitem__, rule.hypers)))
 
 
 class Wish(NamedTuple):
