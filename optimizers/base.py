@@ -42,6 +42,16 @@ def watched(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
+def without_grad(call: Callable[[], None]) -> None:
+    """Call as under `torch.no_grad`, which itself takes as long as the update of a small model."""
+    before = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)
+    try:
+        call()
+    finally:
+        torch._C._set_grad_enabled(before)
+
+
 class TorchOptimizer(torch.optim.Optimizer):
     """What optimizers and wrappers inherit from torch."""
 

@@ -11,25 +11,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 
 from optimizers import checkpoint, clipping, schedules
-from optimizers.base import TorchOptimizer
-from optimizers.core import DecayMode, Rule, State, Values
-from optimizers.engines import Batch, share, usable
+from optimizers.base import TorchOptimizer, without_grad
+from optimizers.core import Rule, State, Values
+from optimizers.engines import Batch, share
 from optimizers.groups import check_group, split_group
-from optimizers.kernels.plan import Plan, Planner, Wish
+from optimizers.kernels.plan import Planner
 from optimizers.kernels.policy import check_engine
 from optimizers.points import move, observe
 from optimizers.precision import LOW_PRECISION
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
 from optimizers.scheduling import Reader, check_schedule, group_values
-from optimizers.sharding import check_whole, placed_like
+from optimizers.sharding import check_whole
 from optimizers.signatures import bind, signature
-from optimizers.stepping import Norms, prepare_rows, prepare_tables, run, set_scales
+from optimizers.stepping import Norms, batch_of, prepare_rows, prepare_tables, run, set_scales
 
 logger = logging.getLogger("optimizers")
 
@@ -172,21 +173,24 @@ class Optimizer(TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
-            self._update()
+        without_grad(self._update)
         return loss
 
     def _update(self) -> None:
         """Step with the present gradients."""
-        if any(group.get("evaluating") for group in self.param_groups):
-            raise RuntimeError(f"{self.rule.class_name}: call train() before step()")
+        for group in self.param_groups:
+            if group.get("evaluating"):
+                raise RuntimeError(f"{self.rule.class_name}: call train() before step()")
         batches = self._batches()
         if not self._scale(batches):
             return
         self._last_lrs = [batch.hyper.lr for batch in batches]
+        held = self._planner.held  # then tables have all their state
         for group, batch in zip(self.param_groups, batches, strict=True):
-            self._prepare_states(group, batch)
-        self._planner.remember(self.state)
+            if batch.params or not held:
+                self._prepare_states(group, batch)
+        if not held:
+            self._planner.remember(self.state)
         self._share(batches)
         for group, batch in zip(self.param_groups, batches, strict=True):
             run(batch, compiled=self.engine == "compiled")
@@ -208,34 +212,13 @@ class Optimizer(TorchOptimizer):
         groups = self.param_groups
         values = [*map(self.hyper, groups)]
         units = self.clip.kind == "clip_agc"
-        wishes = [
-            Wish.of(self.rule_of(group), group["weight_decay_mode"], own, self.low_precision, units)
+        asked = [
+            (self.rule_of(group), group["weight_decay_mode"], own, self.low_precision, units)
             for group, own in zip(groups, values, strict=True)
         ]
         left = self.total_steps and self.total_steps - groups[0]["schedule_step"]
-        plans = self._planner.plans(groups, wishes, values, self.state, left)
-        return [*map(self._batch, groups, values, plans)]
-
-    def _batch(self, group: Group, hyper: Values, plan: Plan) -> Batch:
-        rule = self.rule_of(group)
-        mode: DecayMode = "none" if hyper.weight_decay == 0 else group["weight_decay_mode"]
-        whole = self.clip.kind == "clip_agc"  # its norms are those of a whole row of the weight
-        return Batch(
-            rule=rule,
-            mode=mode,
-            hyper=hyper,
-            params=list(plan.rest),
-            grads=[
-                usable(placed_like(param.grad, param), rule, mode, hyper, whole)
-                for param in plan.rest
-                if param.grad is not None
-            ],
-            bound=self.clip.value,
-            maximize=group["maximize"],
-            stochastic=self.low_precision == "stochastic",
-            zeros=plan.wish.zeros,
-            tables=plan.tables,
-        )
+        plans = self._planner.plans(groups, asked, self.state, left)
+        return [*map(partial(batch_of, self.clip), groups, values, plans)]
 
     def _scale(self, batches: list[Batch]) -> bool:
         """Fill in the clipping scales; False when the step has to be skipped."""

@@ -62,32 +62,45 @@ class Reader:
         self.rule, self.names = rule, tuple(rule.arguments)
         self.found: list[Any] = []
         self.flat: dict[str, Any] = {}
+        self.values: Values | None = None  # of the last step, as long as a next one sees the same
 
     def read(self, group: Group) -> dict[str, Any]:
-        """Values per hyperparameter and option; a dict of the caller's own."""
+        """Values per hyperparameter and option, not to be changed."""
         found = [*map(group.__getitem__, self.names)]
         if found != self.found:
-            self.flat = {
-                key: float(value) if isinstance(value, Tensor) else value
-                for key, value in self.rule.flatten(group).items()
-            }
-            self.found = found if all(map(constant, found)) else []
-        return dict(self.flat)
+            if self.found and self.found[1:] == found[1:] and type(found[0]) is float:
+                self.flat[self.names[0]] = found[0]  # the learning rate, by an LR scheduler
+                self.found = found
+            else:
+                self.flat = {
+                    key: float(value) if isinstance(value, Tensor) else value
+                    for key, value in self.rule.flatten(group).items()
+                }
+                self.found = found if all(map(constant, found)) else []
+            self.values = None
+        return self.flat
 
 
 def group_values(
     reader: Reader, group: Group, schedule: Schedule | None, total_steps: int | None
 ) -> Values:
-    """The numbers and options that a rule sees for a group, schedule included."""
+    """The numbers and options that a rule sees for a group, schedule included.
+
+    The same object as in the last step where neither a value nor a schedule has changed any.
+    """
     rule, flat = reader.rule, reader.read(group)
+    initial = group.get("initial_lr")
+    still = schedule is None and not initial and rule.model is None
+    if still and reader.values is not None:
+        return reader.values
     factor = scheduled_factor(group, schedule, total_steps)
     # an LR scheduler on top counts as schedule too: independent decay follows it, and a learning
     # rate of zero stops it (torch.distributed.checkpoint allocates state by such a step)
-    initial = group.get("initial_lr")
     pace = flat["lr"] / float(initial) if initial else float(flat["lr"] != 0)
-    flat["schedule"] = factor * pace
-    flat["lr"] *= factor
+    seen = {**flat, "schedule": factor * pace, "lr": flat["lr"] * factor}
     for name, value in cycled(rule, group, schedule, total_steps).items():
         if flat.get(name):
-            flat[name] = value
-    return Values(**flat, **group.get("shared", {}))
+            seen[name] = value
+    values = Values(**seen, **group.get("shared", {}))
+    reader.values = values if still else None
+    return values

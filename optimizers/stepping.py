@@ -5,23 +5,51 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from optimizers import checkpoint, clipping
 from optimizers.clipping import Clip
-from optimizers.core import State
-from optimizers.engines import Batch, eager
+from optimizers.core import DecayMode, State, Values
+from optimizers.engines import Batch, eager, usable
 from optimizers.kernels import inductor
+from optimizers.kernels.plan import Plan
 from optimizers.kernels.table import Table
-from optimizers.sharding import local_scale, plain
+from optimizers.sharding import local_scale, placed_like, plain
 
 
-@dataclass(frozen=True)
-class Norms:
+def batch_of(clip: Clip, group: Mapping[str, Any], hyper: Values, plan: Plan) -> Batch:
+    """What a group's step needs. The batch of a plan that has only tables is made once."""
+    wish, bound, maximize = plan.wish, clip.value, group["maximize"]
+    mode: DecayMode = "none" if hyper.weight_decay == 0 else wish.mode
+    if plan.batch is not None:
+        batch = plan.batch
+        batch.mode, batch.hyper, batch.bound, batch.maximize = mode, hyper, bound, maximize
+        return batch
+    batch = Batch(
+        rule=wish.rule,
+        mode=mode,
+        hyper=hyper,
+        params=list(plan.rest),
+        grads=[
+            usable(placed_like(param.grad, param), wish.rule, mode, hyper, wish.units)
+            for param in plan.rest
+            if param.grad is not None
+        ],
+        bound=bound,
+        maximize=maximize,
+        stochastic=wish.low_precision == "stochastic",
+        zeros=wish.zeros,
+        tables=plan.tables,
+    )
+    plan.batch = None if plan.rest else batch
+    return batch
+
+
+class Norms(NamedTuple):
     """L2 norms of gradients: of the batches' own one by one, and over everything."""
 
     own: list[float]
@@ -32,19 +60,21 @@ class Norms:
         """Read every gradient once; those in tables also leave their norms there."""
         grads = [grad for batch in batches for grad in batch.grads]
         own = clipping.as_floats(clipping.grad_norms(grads, at_least)) if grads else []
-        squares = [table.square_sum() for batch in batches for table in batch.tables]
-        return cls(own, math.hypot(*own, *map(math.sqrt, squares)))
+        tables = [math.sqrt(table.square_sum()) for batch in batches for table in batch.tables]
+        return cls(own, math.hypot(*own, *tables))
 
 
 def set_scales(clip: Clip, batches: Sequence[Batch], norms: Norms) -> None:
     """Tell every gradient what multiplies it."""
-    grads = [grad for batch in batches for grad in batch.grads]
-    params = [param for batch in batches for param in batch.params]
-    scales = iter(clip.scales(grads, params, norms.own, norms.total) if grads else ())
     for batch in batches:
-        batch.scales.extend([local_scale(next(scales)) for _ in batch.grads])
         for table in batch.tables:
             scale_table(clip, table, norms.total)
+    if norms.own:
+        grads = [grad for batch in batches for grad in batch.grads]
+        params = [param for batch in batches for param in batch.params]
+        scales = iter(clip.scales(grads, params, norms.own, norms.total))
+        for batch in batches:
+            batch.scales.extend([local_scale(next(scales)) for _ in batch.grads])
 
 
 def scale_table(clip: Clip, table: Table, total: float) -> None:
@@ -93,10 +123,11 @@ def prepare_tables(batch: Batch, states: Mapping[Tensor, State], allocate: Alloc
 
 def run(batch: Batch, *, compiled: bool) -> None:
     """Step the parameters of one group; ``compiled`` asks for kernels on GPUs, too."""
-    devices = {param.device.type for param in batch.params} if compiled else set()
-    if devices & inductor.DEVICES:
-        eager(batch, partial(inductor.step_piece, batch, numbers=inductor.numbers_of(batch)))
-    elif batch.params:
-        eager(batch)
+    if batch.params:
+        devices = {param.device.type for param in batch.params} if compiled else set()
+        if devices & inductor.DEVICES:
+            eager(batch, partial(inductor.step_piece, batch, numbers=inductor.numbers_of(batch)))
+        else:
+            eager(batch)
     for table in batch.tables:
         table.run(batch.hyper, batch.bound, batch.maximize)

@@ -6,6 +6,7 @@ one stack of them at a time.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from array import array
 from itertools import accumulate
@@ -92,7 +93,7 @@ class AroundTable(Table):
         advance: bool,
     ) -> None:
         """Run a kernel over one row, whose columns begin at these addresses."""
-        table, hyper = array("q", columns), kernel.numbers(values)
+        table, hyper = array("q", columns), array("d", kernel.numbers(values))
         scale, bound, sign = factors
         call = Call(
             rows=1,
@@ -111,4 +112,4 @@ class AroundTable(Table):
             threads=threads_for(self.sizes[row]),
             advance=advance,
         )
-        kernel.library().run(call)
+        kernel.library().run(ctypes.addressof(call))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
-from ctypes import POINTER, c_double, c_int64, c_void_p
+from ctypes import c_double, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,6 +59,23 @@ class Call(ctypes.Structure):
         ("sums", c_void_p),
         ("threads", c_int64),
         ("advance", c_int64),
+    ]
+
+
+class Norms(ctypes.Structure):
+    """Gradients whose squares are summed up; see ``runtime.h``."""
+
+    _fields_: ClassVar[Any] = [
+        ("rows", c_int64),
+        ("items", c_int64),
+        ("sizes", c_void_p),
+        ("item_rows", c_void_p),
+        ("item_starts", c_void_p),
+        ("grads", c_void_p),
+        ("layouts", c_void_p),
+        ("parts", c_void_p),
+        ("squares", c_void_p),
+        ("threads", c_int64),
     ]
 
 
@@ -114,16 +131,15 @@ class Kernel:
     def library(self) -> ctypes.CDLL:
         """The library; compiles it if need be. Raises NoKernel when that is not possible."""
         library = build.load(self.text, self.name)
-        library.run.argtypes, library.run.restype = [POINTER(Call)], None
-        library.squares.argtypes = [c_int64] * 2 + [c_void_p] * 7 + [c_int64]
-        library.squares.restype = c_double
-        library.approach.argtypes, library.approach.restype = [c_int64, c_void_p], None
+        for function in (library.run, library.squares):
+            function.argtypes = [c_void_p]  # the address of a Call, or of Norms
+        library.run.restype, library.squares.restype = None, c_double
         watch.prepare(library)
         return library
 
-    def numbers(self, values: Values) -> array[float]:
+    def numbers(self, values: Values) -> list[float]:
         """The hyperparameters in the kernel's order."""
-        return array("d", map(vars(values).__getitem__, self.hypers))
+        return [*map(vars(values).__getitem__, self.hypers)]
 
 
 # the whole step; what a `ModelHook` sums up; what comes before and after a `Core`
@@ -159,8 +175,9 @@ def kernel_of(
 
 def threads_for(entries: int) -> int:
     """How many threads are worth their start."""
-    worth = round(entries / SMALL)
-    return min(torch.get_num_threads(), worth) if worth > 1 else 1
+    if entries < 1.5 * SMALL:
+        return 1
+    return min(torch.get_num_threads(), round(entries / SMALL))
 
 
 def blocks(sizes: Sequence[int], units: Sequence[int]) -> tuple[array[int], array[int]]:

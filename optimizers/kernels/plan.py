@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import is_
+from itertools import chain
+from operator import is_, not_
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from optimizers.core import DecayMode, Rule, State, Values
+from optimizers.engines import Batch
 from optimizers.kernels import policy
 from optimizers.kernels.around import AroundTable
 from optimizers.kernels.build import NoKernel, tell_once
@@ -23,7 +25,7 @@ from optimizers.precision import HALF, compute_dtype
 
 def zero_pattern(rule: Rule, values: Values) -> tuple[bool, ...]:
     """Which hyperparameters are zero: on that the state may depend (momentum)."""
-    return tuple([value == 0 for value in map(vars(values).__getitem__, rule.hypers)])
+    return tuple(map(not_, map(vars(values).__getitem__, rule.hypers)))
 
 
 class Wish(NamedTuple):
@@ -54,6 +56,8 @@ class Plan:
 
     wish: Wish
     params: list[Tensor]
+    asked: tuple[Any, ...] = ()  # what the wish was made of
+    batch: Batch | None = None  # of tables alone, which takes other numbers in the next step
     tables: list[Table] = field(default_factory=list)
     rest: list[Tensor] = field(default_factory=list)
     absent: list[Tensor] = field(default_factory=list)
@@ -77,12 +81,12 @@ class Plan:
     def holds(self, wish: Wish, params: Sequence[Tensor]) -> bool:
         """Whether this is still how the step has to be done, if states are where they were."""
         return (
-            self.wish == wish
+            (self.wish is wish or self.wish == wish)
             and len(params) == len(self.params)
             and all(map(is_, params, self.params))
-            and all(param.grad is None for param in self.absent)
-            and all(param.grad is not None for param in self.rest)
-            and all(table.same() for table in self.tables)
+            and not (self.absent and any(param.grad is not None for param in self.absent))
+            and not (self.rest and any(param.grad is None for param in self.rest))
+            and all(map(Table.same, self.tables))
         )
 
 
@@ -183,50 +187,55 @@ class Planner:
     def __init__(self, engine: str) -> None:
         self.engine = engine
         self.known: list[Plan] = []
-        self.states: tuple[list[Tensor], list[State]] = ([], [])
+        self.held = False  # whether the last plans were those of the step before
+        self.states: list[object] = []  # parameters that have state, and then their states
         self.use: bool | None = None if engine != "eager" else False
 
     def plans(
         self,
         groups: Sequence[dict[str, Any]],
-        wishes: Sequence[Wish],
-        values: Sequence[Values],
+        asked: Sequence[tuple[Rule, DecayMode, Values, str, bool]],
         states: Mapping[Tensor, State],
         steps: int | None,
     ) -> list[Plan]:
-        """What to do for each group in this step; ``steps`` is how many are left, if known."""
+        """What to do for each group in this step, of which ``asked`` makes the wish.
+
+        ``steps`` is how many are left, if known.
+        """
         plans = []
         same = self.use is not False and self.same_states(states)
-        for number, (group, wish) in enumerate(zip(groups, wishes, strict=True)):
+        for number, (group, own) in enumerate(zip(groups, asked, strict=True)):
             params = group["params"]
+            known = self.known[number] if number < len(self.known) else None
+            wish = known.wish if known is not None and known.asked == own else Wish.of(*own)
             if self.use is False:
                 rest = [param for param in params if param.grad is not None]
-                plans.append(Plan(wish, params, rest=rest))
-                continue
-            known = self.known[number] if number < len(self.known) else None
-            if known is None or not (same and known.holds(wish, params)):
-                known = sort_params(wish, values[number], params, states)
+                known = Plan(wish, params, rest=rest)
+            elif known is None or not (same and known.holds(wish, params)):
+                known = sort_params(wish, own[2], params, states)
+            known.asked = own
             plans.append(known)
+        self.held = all(map(is_, plans, self.known)) and len(plans) == len(self.known)
+        if self.held:
+            return plans
         found = [item for plan in plans for item in plan.found.items()]
         if found and self.use is None:
             self.choose(groups, found, steps)
         for plan in plans:
             plan.build(use=bool(self.use))
-        self.known = [] if self.use is False else plans
+        self.known = plans
         return plans
 
     def same_states(self, states: Mapping[Tensor, State]) -> bool:
         """Whether each parameter has the state that it had when last remembered."""
-        return (
-            len(states) == len(self.states[0])
-            and all(map(is_, states, self.states[0]))
-            and all(map(is_, states.values(), self.states[1]))
+        return 2 * len(states) == len(self.states) and all(
+            map(is_, chain(states, states.values()), self.states)
         )
 
     def remember(self, states: Mapping[Tensor, State]) -> None:
         """Take note of whose state is which, after tables have been pointed to them."""
         if self.use:
-            self.states = [*states], [*states.values()]
+            self.states = [*states, *states.values()]
 
     def choose(
         self,

@@ -7,32 +7,30 @@ on to a gradient, so ``zero_grad(set_to_none=True)`` still frees them.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
-from operator import attrgetter, is_
-from typing import Any
+from operator import attrgetter
+from struct import Struct
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from optimizers.core import State, Values
 from optimizers.engines import flat
-from optimizers.kernels.kernel import Call, Kernel, blocks, threads_for
+from optimizers.kernels.kernel import Call, Kernel, Norms, blocks, threads_for
 from optimizers.kernels.source import STORAGE
 from optimizers.kernels.trace import is_stack
-from optimizers.kernels.watch import Watch, address
+from optimizers.kernels.watch import RowWatch, address
 from optimizers.parts import Core
 from optimizers.precision import COMPENSATION_DTYPE, as_real, compute_dtype
 
 POINTER: Callable[[Tensor], int] = Tensor.data_ptr
 CONTIGUOUS: Callable[[Tensor], bool] = Tensor.is_contiguous
-NEGATED: Callable[[Tensor], bool] = Tensor.is_neg
-CONJUGATED: Callable[[Tensor], bool] = Tensor.is_conj
-VALUES: Callable[[State], Iterable[Tensor]] = dict.values
 GRAD = attrgetter("grad")
 PLAIN = {Tensor, torch.nn.Parameter}
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -123,6 +121,16 @@ class Signature:
         return [k for k in (self.kernel, self.share, self.after) if k is not None]
 
 
+class Prepared(NamedTuple):
+    """How a kernel is called: its entry, what it takes, and how the hyperparameters get there."""
+
+    run: Callable[[int], None]
+    call: Call
+    place: int  # of the call in memory
+    pack: Callable[..., None]
+    hyper: array[float]
+
+
 class Table:
     """Parameters that one kernel takes, a row each; `bind` gives it their state."""
 
@@ -131,7 +139,6 @@ class Table:
         self.kernels = signature.kernels
         self.library = self.kernel.library()
         self.params = params
-        self.objects = array("q", map(id, params))
         self.pairs = 2 if self.dtype.is_complex else 1
         self.sizes = array("q", [param.numel() * self.pairs for param in params])
         self.entries = sum(self.sizes)
@@ -143,56 +150,35 @@ class Table:
         if self.kernel.stacked:
             units = [prod(param.shape[-2:]) for param in params]
         self.item_rows, self.item_starts = blocks(self.sizes, units)
-        self.approach_arguments = (len(params), address(self.objects))
         self.grads = array("q", map(POINTER, grads))
-        self.grad_watch = Watch(grads, self.library, self.grads)
         self.grad_layouts = [describe([grad]) for grad in grads]
         self.grad_layout_table = table_of(self.grad_layouts)
         self.squares = array("d", bytes(8 * len(params)))
         self.parts = array("d", bytes(8 * len(self.item_rows)))
-        self.norm_arguments = (
-            len(params),
-            len(self.item_rows),
-            address(self.sizes),
-            address(self.item_rows),
-            address(self.item_starts),
-            address(self.grads),
-            address(self.grad_layout_table),
-            address(self.parts),
-            address(self.squares),
+        self.norms = Norms(
+            rows=len(params),
+            items=len(self.item_rows),
+            sizes=address(self.sizes),
+            item_rows=address(self.item_rows),
+            item_starts=address(self.item_starts),
+            grads=address(self.grads),
+            layouts=address(self.grad_layout_table),
+            parts=address(self.parts),
+            squares=address(self.squares),
         )
+        self.norms_place = ctypes.addressof(self.norms)
         self.scale = 1.0
         self.scales: array[float] | None = None
         self.units: list[Tensor] | None = None
         self.states: list[State] | None = None
-
-    # What may change between steps ----------------------------------------------------------------
+        self.watch: RowWatch | None = None
 
     def same(self) -> bool:
-        """Whether all that rows point to is of the kind it was; takes over where gradients lie."""
-        self.library.approach(*self.approach_arguments)
-        grads = [*map(GRAD, self.params)]
-        return (
-            {*map(type, grads)} == {Tensor}
-            and self.grad_watch.same(grads)
-            and not any(map(NEGATED, grads))
-            and not (self.pairs == 2 and any(map(CONJUGATED, grads)))
-            and self.same_states()
-        )
-
-    def same_states(self) -> bool:
-        """Whether parameters and the tensors of their state are what they were, where they were.
+        """Whether all that rows point to is of the kind it was; takes over where gradients lie.
 
         That states belong to parameters as they did is not looked at here.
         """
-        if self.states is None:
-            return True
-        found = [*chain.from_iterable(map(VALUES, self.states))]
-        return (
-            len(found) == len(self.state_tensors)
-            and all(map(is_, found, self.state_tensors))
-            and self.watch.same()
-        )
+        return self.watch is not None and self.watch.same()
 
     # Columns --------------------------------------------------------------------------------------
 
@@ -200,8 +186,7 @@ class Table:
         """Fill the columns with the parameters' state, which is there by now."""
         self.states = states
         own = [key for key in self.kernel.columns if key not in ("param", "grad")]
-        self.state_tensors = [*chain.from_iterable(map(VALUES, states))]
-        self.watch = Watch([*self.params, *self.state_tensors], self.library)
+        self.watch = RowWatch(self.params, states, self.library, self.grads, real=self.pairs == 1)
         self.tensors = {key: [state[key] for state in states] for key in (*own, "step")}
         columns = {"param": self.params, **self.tensors}
         self.columns = {key: array("q", map(POINTER, column)) for key, column in columns.items()}
@@ -215,18 +200,20 @@ class Table:
         self.slots = array("d", bytes(8 * max(k.slots for k in self.kernels) * len(self.params)))
         most = max(k.reductions for k in self.kernels)
         self.sums = array("d", bytes(8 * max(most, 1) * len(self.item_rows)))
-        self.calls: dict[Kernel, tuple[Any, Call]] = {}
+        self.calls: dict[Kernel, Prepared] = {}
         self.kept: list[array[int]] = []  # what the calls point to
 
     # What kernels do ------------------------------------------------------------------------------
 
     def square_sum(self) -> float:
         """The sum of squares of all gradients; `squares` has that of each."""
-        return float(self.library.squares(*self.norm_arguments, threads_for(self.entries)))
+        self.norms.threads = threads_for(self.entries)
+        return float(self.library.squares(self.norms_place))
 
-    def prepare(self, kernel: Kernel) -> tuple[Any, Call]:
-        """A kernel's entry, and its call with all that stays the same from step to step."""
+    def prepare(self, kernel: Kernel) -> Prepared:
+        """A kernel's call with all that stays the same from step to step."""
         table = array("q", [address(self.columns[key]) or 0 for key in kernel.columns])
+        hyper = array("d", [0.0] * len(kernel.hypers))
         self.kept.append(table)
         call = Call(
             rows=len(self.params),
@@ -240,9 +227,11 @@ class Table:
             steps=address(self.columns["step"]),
             layouts=address(self.layout_table),
             slots=address(self.slots),
+            hyper=address(hyper),
             sums=address(self.sums),
         )
-        return kernel.library().run, call
+        own = Struct(f"{len(hyper)}d")
+        return Prepared(kernel.library().run, call, ctypes.addressof(call), own.pack_into, hyper)
 
     def call(
         self, kernel: Kernel, values: Values, bound: float | None, *, maximize: bool, advance: bool
@@ -250,21 +239,21 @@ class Table:
         """Run one of the two kernels."""
         if kernel not in self.calls:
             self.calls[kernel] = self.prepare(kernel)
-        run, call = self.calls[kernel]
-        hyper = kernel.numbers(values)
-        call.hyper, call.scales = address(hyper), address(self.scales)
-        call.scale, call.sign = self.scale, -1.0 if maximize else 1.0
+        run, call, place, pack, hyper = self.calls[kernel]
+        pack(hyper, 0, *kernel.numbers(values))
+        call.scale, call.scales = self.scale, address(self.scales)
+        call.sign = -1.0 if maximize else 1.0
         call.bound = math.inf if bound is None else bound
         call.threads, call.advance = threads_for(self.entries), advance
         call.unit_scales = call.unit_sizes = None
         if self.units is None:
-            run(call)
+            run(place)
             return
         units = [unit.to(self.wide).contiguous() for unit in self.units]
         found = array("q", [*map(POINTER, units)])
         sizes = array("q", [n // u.numel() for n, u in zip(self.sizes, units, strict=True)])
         call.unit_scales, call.unit_sizes = address(found), address(sizes)
-        run(call)
+        run(place)
 
     @property
     def wide(self) -> torch.dtype:

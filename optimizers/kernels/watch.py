@@ -2,8 +2,8 @@
 
 Everything may be changed behind a table's back (``param.data = ...``), and a gradient is another
 tensor in every step, so all of it is looked at in every step. Asking each tensor from Python costs
-50 ns a question; torch's C interface, whose binary form is stable across versions, answers a
-kernel's library in a fraction of that.
+50 ns a question; torch's and Python's C interfaces, whose binary forms are stable across versions,
+answer a kernel's library in a fraction of that, and all questions of a step are one call.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from array import array
 from collections.abc import Sequence
 from ctypes import c_int64, c_void_p, py_object
 from functools import cache
+from itertools import chain
+from operator import is_
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+State = dict[str, Tensor]
+
+GRAD = "grad"
+# what tells a gradient whose memory does not hold its entries as they are, by `real` or not
+ASKED = {True: ("is_neg",), False: ("is_neg", "is_conj")}
+PYTHON = ("PyDict_Next", "PyObject_GetAttr", "PyObject_CallMethodObjArgs", "Py_DecRef")
 # in the order that runtime.h wants
 NAMES = ("layout", "dtype", "numel", "dim", "data_ptr", "strides")
 
@@ -94,6 +102,90 @@ class Watch:
             return found, shapes
         self.places[:] = found
         return shapes if 0 not in found else None
+
+
+class Rows(ctypes.Structure):
+    """A table's rows, and what answers for them; see ``runtime.h``."""
+
+    _fields_: ClassVar[Any] = [
+        ("rows", c_int64),
+        ("objects", c_int64),
+        *((name, c_void_p) for name in ("states", "object", "known", "grad", "grad_known")),
+        *((name, c_void_p) for name in ("grad_places", "torch")),
+        ("type_place", c_int64),
+        *((name, c_void_p) for name in ("type", "grad_name", "no")),
+        ("questions", c_int64),
+        *((name, c_void_p) for name in ("question", "next", "get", "ask", "drop")),
+    ]
+
+
+class RowWatch:
+    """Parameters with their state as they are, and gradients that others may replace.
+
+    Where the gradients of a step lie is written to ``places``. Keeps parameters and state alive,
+    and no gradient. ``real`` says that entries are.
+    """
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        states: list[State],
+        library: ctypes.CDLL,
+        places: array[int],
+        *,
+        real: bool,
+    ) -> None:
+        self.params, self.states, self.asked = params, states, ASKED[real]
+        self.tensors = [*params, *chain.from_iterable(state.values() for state in states)]
+        self.own = Watch(self.tensors, library)
+        self.grads = Watch([self.grad(param) for param in params], library, places)
+        self.rows = self.prepare() if self.own.torch else None
+        self.place = ctypes.addressof(self.rows) if self.rows else 0
+        self.ask = ctypes.PyDLL(library._name, handle=library._handle).same
+        self.ask.argtypes, self.ask.restype = [c_void_p], c_int64
+
+    @staticmethod
+    def grad(param: Tensor) -> Tensor:
+        """The gradient of a parameter that has one."""
+        assert param.grad is not None
+        return param.grad
+
+    def prepare(self) -> Rows:
+        """The rows as the library takes them."""
+        self.kept = [
+            array("q", map(id, self.states)),
+            array("q", map(id, self.asked)),
+            array("q", bytes(8 * len(self.params))),
+        ]
+        states, asked, room = map(address, self.kept)
+        functions = [ctypes.cast(getattr(ctypes.pythonapi, name), c_void_p) for name in PYTHON]
+        tensor = self.tensors[0].detach()
+        type_place = next(
+            place
+            for place in range(0, object.__basicsize__, ctypes.sizeof(c_int64))
+            if c_int64.from_address(id(tensor) + place).value == id(Tensor)
+        )
+        return Rows(
+            len(self.params), len(self.tensors), states, address(self.own.objects),
+            address(self.own.known), room, address(self.grads.known), address(self.grads.places),
+            address(self.own.torch), type_place, id(Tensor), id(GRAD), id(False),
+            len(self.asked), asked, *functions,
+        )  # fmt: skip
+
+    def same(self) -> bool:
+        """Whether nothing has moved, and gradients are of the kind they were."""
+        if self.rows is not None:
+            return bool(self.ask(self.place))
+        found = [*chain.from_iterable(state.values() for state in self.states)]
+        grads = [param.grad for param in self.params]
+        return (
+            len(found) == len(self.tensors) - len(self.params)
+            and all(map(is_, found, self.tensors[len(self.params) :]))
+            and all(type(grad) is Tensor for grad in grads)
+            and not any(getattr(grad, name)() for name in self.asked for grad in grads)
+            and self.grads.same([grad for grad in grads if grad is not None])
+            and self.own.same()
+        )
 
 
 def prepare(library: ctypes.CDLL) -> None:

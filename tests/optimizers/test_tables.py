@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import optimizers
+from optimizers import clipping, schedules
 from tests.optimizers.helpers import drive, generator, problem
 from tests.optimizers.test_engines import BY_ENGINE, close, expected
 
@@ -147,6 +148,35 @@ def test_a_group_that_says_something_else(engine, change):
     replaced(torchs.param_groups[0])
     drive(torchs, same, grads[2:])
     close(param, same.detach())
+
+
+GROUP_CHANGES = {
+    "maximize": lambda opt, group: group.update(maximize=True),
+    "weight_decay_mode": lambda opt, group: group.update(weight_decay_mode="l2"),
+    "weight_decay": lambda opt, group: group.update(weight_decay=0.0),
+    "eps": lambda opt, group: group.update(eps=0.1),
+    "clip": lambda opt, group: setattr(opt, "clip", clipping.Clip("clip_value", 0.1)),
+    "schedule": lambda opt, group: setattr(opt, "schedule", schedules.linear()),
+    "initial_lr": lambda opt, group: torch.optim.lr_scheduler.ExponentialLR(opt, 0.5).step(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
+@pytest.mark.parametrize("change", GROUP_CHANGES.values(), ids=GROUP_CHANGES)
+def test_every_change_between_steps_reaches_the_next(change):
+    start, grads = problem((64, 33), 6)
+    ends = []
+    for engine in ("compiled", "eager"):
+        param = nn.Parameter(start.clone())
+        opt = optimizers.AdamW([param], lr=0.02, weight_decay=0.3, total_steps=9, engine=engine)
+        drive(opt, param, grads[:3])
+        change(opt, opt.param_groups[0])
+        drive(opt, param, grads[3:])
+        ends.append(param.detach())
+    close(ends[0], ends[1])
+    unchanged = nn.Parameter(start.clone())
+    drive(optimizers.AdamW([unchanged], lr=0.02, weight_decay=0.3), unchanged, grads)
+    assert not torch.equal(ends[0], unchanged)
 
 
 # Who watches --------------------------------------------------------------------------------------

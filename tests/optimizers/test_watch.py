@@ -76,3 +76,64 @@ def test_others_may_come_in_their_stead(other):
     assert [*places] == [tensor.data_ptr() for tensor in others]
     assert not seen.same([others[0], other()])
     assert seen.same(others)
+
+
+def rows(dtype=torch.float32):
+    """Two parameters with state and gradients, and what watches them."""
+    params = [torch.nn.Parameter(torch.ones(6, 6, dtype=dtype)) for _ in range(2)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    states = [{"step": torch.zeros(()), "mean": torch.zeros(6, 6)} for _ in params]
+    places = array("q", bytes(16))
+    seen = watch.RowWatch(params, states, library(), places, real=not dtype.is_complex)
+    return params, states, places, seen
+
+
+def replace_grad(param, state, grad):
+    param.grad = grad
+
+
+ROW_CHANGES = {
+    "parameter elsewhere": lambda p, s: setattr(p, "data", p.data.clone()),
+    "another tensor in the state": lambda p, s: s.update(mean=s["mean"].clone()),
+    "state elsewhere": lambda p, s: s["mean"].set_(torch.zeros(6, 6)),
+    "more state": lambda p, s: s.update(more=torch.zeros(6, 6)),
+    "less state": lambda p, s: s.pop("mean"),
+    "no state": lambda p, s: s.clear(),
+    "no gradient": lambda p, s: setattr(p, "grad", None),
+    "transposed gradient": lambda p, s: replace_grad(p, s, torch.zeros(6, 6).mT),
+    "sparse gradient": lambda p, s: replace_grad(p, s, torch.zeros(6, 6).to_sparse()),
+    "gradient of a subclass": lambda p, s: replace_grad(
+        p, s, torch.nn.Parameter(torch.zeros(6, 6), False)
+    ),
+    "negated gradient": lambda p, s: replace_grad(p, s, torch._neg_view(torch.zeros(6, 6))),
+}
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("change", ROW_CHANGES.values(), ids=ROW_CHANGES)
+def test_every_change_of_a_row_is_seen(change, row):
+    params, states, places, seen = rows()
+    assert seen.same()
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    assert seen.same()
+    assert [*places] == [param.grad.data_ptr() for param in params]
+    change(params[row], states[row])
+    assert not seen.same()
+
+
+def test_conjugated_gradients_are_seen():
+    params, _, _, seen = rows(torch.complex64)
+    assert seen.same()
+    params[1].grad = params[1].grad.conj()
+    assert not seen.same()
+
+
+def test_gradients_that_were_looked_at_are_free_again(way):
+    params, _, _, seen = rows()
+    grad = params[0].grad
+    before = sys.getrefcount(grad)
+    for _ in range(5):
+        assert seen.same()
+    assert sys.getrefcount(grad) == before
