@@ -296,7 +296,10 @@ def override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     section, key = parts
-    return {**data, section: {**data.get(section, {}), key: value}}
+    before = data.get(section, {})
+    if not isinstance(before, dict):
+        raise UsageError(f"{section} = {before!r}: allowed: a section, [{section}]")
+    return {**data, section: {**before, key: value}}
 
 
 def load_spec(path: Path, overrides: tuple[str, ...] = ()) -> StudySpec:

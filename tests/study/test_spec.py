@@ -182,6 +182,11 @@ def test_overrides_are_toml_or_bare_words(tmp_path: Path) -> None:
     assert (spec.budget.max_steps, spec.study.name, spec.search.lr) == (5, "other", (1e-4, 1e-1))
 
 
+def test_an_override_of_what_is_no_section_is_a_mistake() -> None:
+    with pytest.raises(UsageError, match=r"study = 'tiny': allowed: a section, \[study\]"):
+        override({"study": "tiny"}, "study.name=other")
+
+
 @pytest.mark.parametrize("assignment", ["foo", "a.b.c=1", "lr=3", "arms.lr=1"])
 def test_a_bad_override_says_what_is_allowed(assignment: str) -> None:
     with pytest.raises(UsageError, match=r"allowed: section\.key=value"):
