@@ -25,6 +25,8 @@ OWN = ("step", COMPENSATION, TRAIN_POINT)
 DECOUPLED = "decoupled_weight_decay"  # how torch's groups say where the weight decay goes
 
 
+@torch.inference_mode(mode=False)  # what is allocated in inference mode can only be used there
+@torch.no_grad()
 def allocate(rule: Rule, param: Tensor, state: State, hyper: Values, low_precision: str) -> None:
     """Fill in the state of a parameter, unless it holds already what the rule wants.
 

@@ -258,7 +258,7 @@ class Rule:
         }
         for name, names in self.packs.items():
             value = arguments[name]
-            if len(value) != len(names):
+            if not hasattr(value, "__len__") or len(value) != len(names):
                 raise ValueError(
                     f"{self.class_name}: {name}={value!r} is not valid; allowed: "
                     f"{len(names)} numbers"

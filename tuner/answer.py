@@ -68,7 +68,7 @@ def compare_study(
         raise NoCompletedTrialError(
             f"study {spec.study.name!r} has no score on fresh seeds to compare yet"
             if any(t.state in OPEN for t in trials) or not trials
-            else f"study {spec.study.name!r} has no completed trial to compare"
+            else f"study {spec.study.name!r} has no completed trial to compare{_why(trials)}"
         )
     seeds = max((arm.seeds for arm in arms), key=len)
     hopeless = {arm.name for arm in arms if _without_candidate(spec, history, arm.name)}
@@ -89,6 +89,11 @@ def compare_study(
     )
     caveats = inclusion_caveats([_setup(arm) for arm in spec.arms], comparison)
     return comparison.model_copy(update={"caveats": caveats})
+
+
+def _why(trials: Sequence[Trial]) -> str:
+    failures = [t.failure.message for t in trials if t.failure]
+    return f"; the last of {len(failures)} that failed: {failures[-1]}" if failures else ""
 
 
 def _setup(arm: ArmSection) -> ArmSetup:

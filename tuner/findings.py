@@ -5,6 +5,7 @@ Reads rows, calls the pure functions of `tuner.compare`, and writes nothing.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -88,6 +89,8 @@ class Rows:
         self, baseline: str | None, target: float | None, costs: Sequence[Cost]
     ) -> list[Targets]:
         """Time to target; raises UsageError for an unknown baseline or one without a median."""
+        if target is not None and not math.isfinite(target):
+            raise UsageError(f"{self.name}: target {target}: allowed: a finite number")
         try:
             return reached_targets(
                 self.trials,

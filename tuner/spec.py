@@ -103,6 +103,7 @@ class ArmSection(Section):
         """Ask the rows of optimizer, wrapper and schedule: they are the only validation."""
         import optimizers
         from optimizers import schedules
+        from optimizers.core import Hyper
         from optimizers.wrappers import WRAPPERS
 
         for key in ("lr", "weight_decay", "clip_norm", "schedule", "total_steps"):
@@ -115,9 +116,14 @@ class ArmSection(Section):
         allowed = set(rule.arguments) - {"lr", "weight_decay"} | {"weight_decay_mode"}
         require_known_keys("optimizer_args", self.optimizer_args, allowed)
         rows = WRAPPERS[self.wrapper].hypers if self.wrapper else {}
-        searchable = set(rule.hypers) - {"lr", "weight_decay"}
-        searchable |= set(schedule.numbers()) | set(rows) | set(self.clip)
-        require_known_keys("search", self.search, searchable)
+        limit = Hyper(1.0, 0.1, 10.0, above=0.0)  # of clipping
+        numbers = {**dict.fromkeys(self.clip, limit), **schedule.numbers(), **rows, **rule.hypers}
+        searchable = {k: row for k, row in numbers.items() if isinstance(row, Hyper)}
+        require_known_keys("search", self.search, set(searchable) - {"lr", "weight_decay"})
+        for name, given in self.search.items():
+            for end in () if given == "auto" else given:
+                whole = searchable[name].integer and end.is_integer()
+                searchable[name].validate("search", name, int(end) if whole else end)
         searched = {k: rule.hypers[k].default for k in self.search if k in rule.hypers}
         try:
             schedules.create(self.schedule, **self.schedule_args)
@@ -290,7 +296,10 @@ def override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     section, key = parts
-    return {**data, section: {**data.get(section, {}), key: value}}
+    before = data.get(section, {})
+    if not isinstance(before, dict):
+        raise UsageError(f"{section} = {before!r}: allowed: a section, [{section}]")
+    return {**data, section: {**before, key: value}}
 
 
 def load_spec(path: Path, overrides: tuple[str, ...] = ()) -> StudySpec:

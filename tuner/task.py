@@ -70,7 +70,7 @@ class Task:
     def __post_init__(self) -> None:
         for name in ("train", "val"):
             data = getattr(self, name)
-            if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            if not (hasattr(data, "__len__") and _has_items(data)):
                 raise TypeError(
                     f"{name} must be a map-style data set with __len__ and __getitem__, "
                     f"not {type(data).__name__}"
@@ -169,6 +169,13 @@ def _is_ours(stack: TracebackType) -> bool:
 def _is_module(value: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _has_items(value: object) -> bool:
+    """Whether a class says how to get an item; torch's own, which every data set has, does not."""
+    base = sys.modules.get("torch.utils.data")
+    none = (None, base.Dataset.__getitem__) if base else (None,)
+    return getattr(type(value), "__getitem__", None) not in none
 
 
 def _module(name: str, spec: str) -> ModuleType:

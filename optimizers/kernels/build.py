@@ -16,6 +16,7 @@ import platform
 import shlex
 import shutil
 import stat
+import struct
 import subprocess
 import tempfile
 import threading
@@ -56,7 +57,11 @@ def compiler() -> list[str] | None:
 @functools.cache
 def find_compiler(wanted: str | None, path: str | None) -> list[str] | None:
     """As `compiler`, for these values of the environment."""
-    for command in [shlex.split(wanted)] if wanted else [[name] for name in COMPILERS]:
+    try:
+        given = shlex.split(wanted or "")
+    except ValueError:  # a quotation without an end
+        return None
+    for command in [given] if wanted else [[name] for name in COMPILERS]:
         found = shutil.which(command[0], path=path) if command else None
         if found:
             return [found, *command[1:]]
@@ -143,10 +148,10 @@ def compile_to(path: Path, text: str) -> None:
     error = ""
     for left_out in ((), OPTIONAL[:1], OPTIONAL):
         flags = [flag for flag in FLAGS if flag not in left_out]
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            source, library = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-            source.write_text(text)
-            try:
+        try:
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                source, library = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+                source.write_text(text)
                 done = subprocess.run(
                     [*command, *flags, "-o", str(library), str(source)],
                     capture_output=True,
@@ -154,14 +159,29 @@ def compile_to(path: Path, text: str) -> None:
                     timeout=SECONDS,
                     stdin=subprocess.DEVNULL,
                 )
-            except (OSError, subprocess.TimeoutExpired) as failure:
-                raise NoKernel(f"the C++ compiler {command[0]} failed: {failure}") from failure
-            if done.returncode == 0:
-                library.chmod(0o700)
-                os.replace(library, path)
-                return
-            error = next((line for line in done.stderr.splitlines() if "error" in line), "")
+                if done.returncode == 0:
+                    library.chmod(0o700)
+                    os.replace(library, path)
+                    return
+        except (OSError, subprocess.TimeoutExpired) as failure:  # such as a disk that is full
+            raise NoKernel(f"the C++ compiler {command[0]} failed: {failure}") from failure
+        error = next((line for line in done.stderr.splitlines() if "error" in line), "")
     raise NoKernel(f"the C++ compiler {command[0]} failed: {error}")
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """Load a library; raises OSError when it is cut short or of another system.
+
+    Of an ELF file that ends before its table of sections does, the loader maps pages that are not
+    there, and touching one ends the process.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) == 64 and head.startswith(b"\x7fELF\x02\x01"):
+        table, size, count = struct.unpack_from("<40xQ10xHH", head)
+        if path.stat().st_size < table + size * count:
+            raise OSError("it is cut short")
+    return ctypes.CDLL(str(path))
 
 
 def load(text: str, name: str) -> ctypes.CDLL:
@@ -177,11 +197,11 @@ def load(text: str, name: str) -> ctypes.CDLL:
             if not private(path):
                 raise NoKernel(f"{path} is not private to this user")
             try:
-                library = ctypes.CDLL(str(path))
-            except OSError:  # cut short, or of another system
+                library = open_library(path)
+            except OSError:
                 compile_to(path, text)
                 try:
-                    library = ctypes.CDLL(str(path))
+                    library = open_library(path)
                 except OSError as error:
                     raise NoKernel(f"{path} cannot be loaded: {error}") from error
             _loaded[str(path)] = library

@@ -1,5 +1,6 @@
 """Global options, errors and exit codes."""
 
+import io
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from tests.cli.conftest import Tuner
 from tuner.cli import main as main_module
 from tuner.cli.context import Context
 from tuner.cli.main import cli
+from tuner.cli.render import print_table
 from tuner.errors import BackendError, NoCompletedTrialError, TaskError, TunerError, UsageError
 
 
@@ -223,3 +225,15 @@ def test_ctrl_c_ends_a_real_process(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.stderr.read().strip() == "tuner: error: interrupted"
     assert process.returncode == 130
+
+
+def test_a_narrow_terminal_loses_no_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "xterm")
+    print_table(("arm", "best"), [("adamw-warmup_cosine", "0.891672345")])
+    assert sorted("".join(click.unstyle(terminal.getvalue()).split())) == sorted(
+        "armbestadamw-warmup_cosine0.891672345"
+    )

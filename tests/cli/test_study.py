@@ -127,6 +127,9 @@ def test_compare_tells_how_soon(ask: Tuner) -> None:
     text = ask("study", "compare", "small", "--cost", "steps", "--baseline", "sgd-cosine").out
     assert "speed-up over sgd-cosine" in text
     assert "P(row beats column)" in text
+    nowhere = ask("study", "compare", "small", "--target", "nan")
+    assert (nowhere.code, nowhere.out) == (2, "")
+    assert "target nan: allowed: a finite number" in nowhere.err
     wrong = ask("study", "compare", "small", "--baseline", "lion")
     assert (wrong.code, wrong.out) == (2, "")
     assert set(wrong.err.strip().partition("allowed: ")[2].split(", ")) == {
@@ -219,7 +222,9 @@ def test_export(ask: Tuner) -> None:
     exported = ask("study", "export", "small").out
     rows = list(csv.DictReader(io.StringIO(exported)))
     assert len(rows) == len(ask("trial", "list", "small", "--json").json)
-    assert ask("study", "export", "small", "--format", "json").json
+    as_json = ask("study", "export", "small", "--json").json
+    assert as_json == ask("study", "export", "small", "--format", "json").json
+    assert len(as_json) == len(rows)
 
 
 def test_code_trains_with_what_was_found(ask: Tuner, home: Path) -> None:

@@ -187,6 +187,7 @@ def test_student_intervals_of_means_and_differences_cover(n):
     assert 0.93 <= coverage(st.t_interval, lambda: rng.normal(3, 2, n), 3) <= 0.97
     paired = coverage(st.t_interval, lambda: -np.diff(study(rng, 2, n, 1.0, 0.5), axis=0)[0], 1)
     assert 0.93 <= paired <= 0.97
+    assert 0.86 <= coverage(st.t_interval, lambda: rng.exponential(size=n), 1) <= 0.94
 
 
 @pytest.mark.parametrize("n", [6, 10, 20])

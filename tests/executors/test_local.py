@@ -15,7 +15,7 @@ from tests.jobs import TASKS, configuration, go_on, job, numbers
 from tuner.errors import TunerError
 from tuner.executors.base import Finished, Progress
 from tuner.executors.devices import plan_slots
-from tuner.executors.local import LocalExecutor
+from tuner.executors.local import LocalExecutor, _Worker
 from tuner.records import Outcome
 from tuner.training import run
 
@@ -184,6 +184,28 @@ def test_closing_leaves_no_process_behind(tmp_path: Path, task: str) -> None:
     started = time.monotonic()
     executor.close()
     assert time.monotonic() - started < 15.0  # five on an idle machine
+    assert all(map(gone, pids))
+
+
+def test_closing_that_was_interrupted_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while workers are ended: the coordinator closes once more on its way out."""
+    executor = LocalExecutor(cpu_slots(2), tmp_path)
+    executor.submit(job("faulty:sleepy", max_steps=10_000))
+    poll_until(executor, training)
+    pids = [worker.process.pid for worker in executor._workers.values()]
+    real = _Worker.kill
+
+    def interrupted(worker: _Worker) -> None:
+        monkeypatch.setattr(_Worker, "kill", real)
+        real(worker)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Worker, "kill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        executor.close()
+    executor.close()
     assert all(map(gone, pids))
 
 

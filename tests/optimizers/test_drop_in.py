@@ -68,6 +68,21 @@ def test_gradients_that_come_late_or_never(row):
 
 
 @BY_ROW
+def test_a_first_step_in_inference_mode_is_like_any_other(row):
+    start, grads = problem((5, 3), 4)
+    finals = []
+    for mode in (torch.inference_mode, torch.enable_grad):
+        param = leaf(start)
+        opt = ours(row, [param])
+        with mode():
+            drive(opt, param, grads[:1])
+        drive(opt, param, grads[1:])
+        copy.deepcopy(opt)
+        finals.append(param.detach())
+    assert torch.equal(*finals)
+
+
+@BY_ROW
 def test_a_first_step_that_is_skipped_never_happened(row):
     start, grads = problem((5, 3), 4)
     ends = []

@@ -280,21 +280,32 @@ def test_a_library_that_others_can_write_to_is_not_loaded(cache, monkeypatch):
     assert by_kernel(step(optimizers.Lion)[0]) == 0
 
 
-def test_a_broken_library_is_built_again(cache, monkeypatch):
+@pytest.mark.parametrize(
+    "broken", [lambda whole: b"no library", lambda whole: whole[: len(whole) // 2], lambda _: b""]
+)
+def test_a_broken_library_is_built_again(broken, cache, monkeypatch, tmp_path):
     step(optimizers.Lion)
-    path = next(cache.iterdir())
-    path.unlink()
-    path.write_bytes(b"no library")
+    [library] = cache.iterdir()
+    # in another folder: of a path that is loaded already, the loader does not read the file again
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    path = build.cache() / library.name
+    path.write_bytes(broken(library.read_bytes()))
     path.chmod(0o700)
     monkeypatch.setattr(build, "_loaded", {})
     assert by_kernel(step(optimizers.Lion)[0]) == 1
+    assert path.read_bytes() == library.read_bytes()
 
 
 # Without a compiler -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("command", "why"), [("no-such-compiler", "there is no C++ compiler"), ("false", "failed")]
+    ("command", "why"),
+    [
+        ("no-such-compiler", "there is no C++ compiler"),
+        ("g++ 'unfinished", "there is no C++ compiler"),
+        ("false", "failed"),
+    ],
 )
 def test_without_a_compiler_it_says_so_once(command, why, cache, monkeypatch, caplog):
     monkeypatch.setenv("CXX", command)
@@ -308,6 +319,25 @@ def test_without_a_compiler_it_says_so_once(command, why, cache, monkeypatch, ca
     assert len(caplog.messages) == 1
     assert caplog.records[0].levelname == "WARNING"
     assert why in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("owner", "call"), [(build.Path, "write_text"), (build.os, "replace")], ids=["text", "library"]
+)
+def test_a_disk_that_is_full_stops_no_training(owner, call, cache, monkeypatch, caplog):
+    real = getattr(owner, call)
+
+    def full(place, *args, **kwargs):
+        if "kernel." in str(place):
+            raise OSError(28, "No space left on device")
+        return real(place, *args, **kwargs)
+
+    monkeypatch.setattr(owner, call, full)
+    monkeypatch.setattr(build, "_told", set())
+    opt, end = step(optimizers.Lion)
+    assert by_kernel(opt) == 0
+    assert torch.equal(end, step(optimizers.Lion, "eager")[1])
+    assert "No space left on device" in caplog.text
 
 
 def test_libraries_outlive_the_compiler(cache, monkeypatch, compilations):

@@ -76,6 +76,25 @@ def test_what_was_saved_survives_kill_9(store: SqlStore, url: str) -> None:
     assert check(url).ok
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_removed_takes_no_more_writes(tmp_path: Path, replaced: bool) -> None:
+    path = tmp_path / "tuner.db"
+    store = open_store(f"sqlite:///{path}")
+    store.create_study(make_study())
+    path.rename(tmp_path / "elsewhere.db")
+    if replaced:
+        path.touch()
+    with pytest.raises(BackendError, match=r"tuner\.db was removed or replaced"):
+        store.save_trial("digits", make_finished_trial(0))
+    with pytest.raises(BackendError, match=r"tuner\.db was removed or replaced"):
+        store.trials("digits")
+    path.unlink(missing_ok=True)
+    (tmp_path / "elsewhere.db").rename(path)
+    store.save_trial("digits", make_finished_trial(0))  # it is back
+    assert len(store.trials("digits")) == 1
+    store.close()
+
+
 def fill(path: Path) -> None:
     store = open_store(f"sqlite:///{path}")
     store.create_study(make_study())

@@ -74,6 +74,21 @@ MISTAKES = [
         ["search.beta3", "did you mean 'beta", "warmup"],
     ),
     ({"arms": [{**ADAMW, "search": {"beta2": [0.9, 0.1]}}]}, ["search.beta2", "low <= high"]),
+    (
+        {"arms": [{**ADAMW, "search": {"beta1": [0.9, 1.5]}}]},
+        ["arms[0]", "search", "beta1=1.5", "0 <= value < 1"],
+    ),
+    ({"arms": [{**ADAMW, "search": {"warmup": [0.5, 3]}}]}, ["search", "warmup=3.0", "<= 1"]),
+    ({"arms": [{**ADAMW, "search": {"clip_norm": [0, 2]}}]}, ["search", "clip_norm=0.0", "0 <"]),
+    (
+        {"arms": [{**SGD, "wrapper": "lookahead", "search": {"k": [5.2, 5.8]}}]},
+        ["search", "k=5.2", "a whole number"],
+    ),
+    (
+        {"arms": [{**SGD, "wrapper": "sam", "search": {"adaptive": "auto"}}]},
+        ["search.adaptive", "unknown", "rho"],
+    ),
+    ({"arms": [{**SGD, "optimizer": "adam", "optimizer_args": {"betas": 0.9}}]}, ["betas=0.9"]),
     ({"arms": [{**ADAMW, "wrapper": "sum"}]}, ["arms[0].wrapper", "'sum'", "did you mean 'sam'"]),
     (
         {"arms": [{**ADAMW, "wrapper": "sam", "wrapper_args": {"rho": -1}}]},
@@ -107,6 +122,9 @@ MISTAKES = [
     ({"warm": {}}, ["warm", "filled in by the plan"]),
     ({"search": {"join": "some"}}, ["search.join", "'some'", "'auto', 'none' or 'all'"]),
     ({"study": {"warm_start": "old"}}, ["study.warm_start", "'old'", "tuple"]),
+    ({"budget": {"trials_per_arm": True}}, ["budget.trials_per_arm = True", "a number"]),
+    ({"budget": {"hours": float("inf")}}, ["budget.hours = inf", "finite"]),
+    ({"study": {"margin": True}}, ["study.margin = True", "a number"]),
     ({"run": {"slots": 0}}, ["run.slots", "0", "greater than or equal to 1"]),
 ]
 
@@ -162,6 +180,11 @@ def test_overrides_are_toml_or_bare_words(tmp_path: Path) -> None:
     file.write_text(GOOD)
     spec = load_spec(file, ("budget.max_steps=5", "study.name=other", "search.lr=[1e-4, 1e-1]"))
     assert (spec.budget.max_steps, spec.study.name, spec.search.lr) == (5, "other", (1e-4, 1e-1))
+
+
+def test_an_override_of_what_is_no_section_is_a_mistake() -> None:
+    with pytest.raises(UsageError, match=r"study = 'tiny': allowed: a section, \[study\]"):
+        override({"study": "tiny"}, "study.name=other")
 
 
 @pytest.mark.parametrize("assignment", ["foo", "a.b.c=1", "lr=3", "arms.lr=1"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.study.specs import ADAMW, SGD, outcome, simulate, study_spec
 from tuner.answer import arm_scores, compare_study
 from tuner.errors import NoCompletedTrialError
-from tuner.records import Trial
+from tuner.records import Failure, Trial
 from tuner.stages import History, chosen_point, lookback, next_trials, stage_sizes, stop_rules
 
 
@@ -151,9 +151,11 @@ def test_an_arm_that_always_diverges_is_not_dropped() -> None:
 
 def test_a_study_where_everything_diverges_has_no_answer() -> None:
     spec = study_spec()
-    trials = simulate(spec, lambda t: None)
-    with pytest.raises(NoCompletedTrialError, match="no completed trial"):
-        compare_study(spec, list(trials.values()), {})
+    *trials, last = simulate(spec, lambda t: None).values()
+    diverged = Failure(kind="diverged", message="validation acc became nan at step 10")
+    trials.append(last.model_copy(update={"failure": diverged}))
+    with pytest.raises(NoCompletedTrialError, match=r"no completed trial .* acc became nan at"):
+        compare_study(spec, trials, {})
 
 
 def test_a_planted_winner_is_found() -> None:

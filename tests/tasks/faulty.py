@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tiny
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from tuner import Task
 
@@ -135,6 +136,20 @@ def not_a_task() -> dict[str, int]:
 
 def iterable_data() -> Task:
     return tiny.build(train=iter([1, 2, 3]))
+
+
+class Endless(IterableDataset[int]):
+    """Says how long it is, as many do for a progress bar."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([1, 2, 3])
+
+    def __len__(self) -> int:
+        return 3
+
+
+def iterable_data_with_a_length() -> Task:
+    return tiny.build(train=Endless())
 
 
 def out_of_memory() -> Task:

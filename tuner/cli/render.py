@@ -19,11 +19,12 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows on stdout: a terminal gets its own width, a pipe never loses a character."""
+    """Print rows on stdout: a terminal gets its own width, and no character is lost."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    folded = [Column(column, overflow="fold") for column in columns]
+    table = Table(*folded, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     width = None if sys.stdout.isatty() else WIDE

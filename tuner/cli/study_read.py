@@ -100,21 +100,22 @@ def report(context: Context, names: tuple[str, ...], output: Path | None) -> Non
 @click.option(
     "--format", "kind", type=click.Choice(["csv", "json"]), default="csv", show_default=True
 )
+@json_option
 @pass_context
-def export(context: Context, name: str, kind: str) -> None:
+def export(context: Context, name: str, kind: str, as_json: bool) -> None:
     """Print every trial of study NAME as CSV or JSON.
 
     \b
     Examples:
       tuner study export digits > digits.csv
-      tuner study export digits --format json
+      tuner study export digits --json
     """
     from tuner.cli.trial import as_record
     from tuner.compare.report import trials_csv
 
     with closing(context.open_store()) as store:
         trials = store.trials(name)
-    if kind == "json":
+    if as_json or kind == "json":
         print_json([as_record(t) for t in trials])
     else:
         click.echo(trials_csv(trials), nl=False)

@@ -110,13 +110,14 @@ class LocalExecutor:
             worker = _Worker(slot, log)
         except OSError as error:
             raise TunerError(f"no worker could be started, log {log}: {error}") from error
-        self._workers[slot.index] = worker
         self._selector.register(worker.events, selectors.EVENT_READ, worker)
+        self._workers[slot.index] = worker
 
     def _end(self, worker: _Worker) -> None:
+        # First, so that nobody ends it again when Ctrl-C comes in between.
+        del self._workers[worker.slot.index]
         self._selector.unregister(worker.events)
         worker.kill()
-        del self._workers[worker.slot.index]
 
     def _of(self, worker: _Worker) -> list[Event]:
         """The worker's new events; replaces a worker that died or ran out of memory."""

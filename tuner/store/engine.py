@@ -202,15 +202,35 @@ def _create_engine(url: URL, busy_seconds: float) -> Engine:
             f"{location(url)}: cannot create its folder: {error.strerror}"
         ) from error
     engine = create_engine(url, connect_args={"timeout": busy_seconds})
-    event.listen(engine, "connect", _set_up_sqlite)
+    file = Path(str(url.database)).absolute()
+    opened: list[tuple[int, int] | None] = []
+
+    def require_same(*_: object) -> None:
+        """An open file that was removed takes all that is written, and it is lost at the end."""
+        if opened and _identity(file) != opened[0]:
+            raise BackendError(f"{location(url)} was removed or replaced while it was in use")
+
+    def set_up(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions are ours to begin
+        for statement in _SQLITE_SETUP:
+            connection.execute(statement)
+        if not opened:
+            opened.append(_identity(file))
+
+    event.listen(engine, "do_connect", require_same)
+    event.listen(engine, "connect", set_up)
+    event.listen(engine, "checkout", require_same)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _set_up_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions are ours to begin
-    for statement in _SQLITE_SETUP:
-        connection.execute(statement)
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None when there is none."""
+    try:
+        about = file.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino
 
 
 def _begin_sqlite(connection: Connection) -> None:
