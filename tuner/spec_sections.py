@@ -97,7 +97,7 @@ class BudgetSection(Section):
     trials_per_arm: int = Field(ge=1, le=999)
     screen_length: float = Field(default=0.25, gt=0, le=1)
     promote: float = Field(default=0.16, gt=0, le=1)
-    refine: float = Field(default=0.2, ge=0, le=1)
+    refine: float = Field(default=0.24, ge=0, le=1)
     extend_trials: float = Field(default=0.25, ge=0, le=1)
     confirm_top: int = Field(ge=1)
     confirm_seeds: int = Field(ge=1, le=999)

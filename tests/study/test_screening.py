@@ -14,6 +14,7 @@ from tuner.records import Trial
 from tuner.search import promising
 from tuner.spec_sections import PRESETS
 from tuner.stages import full_trials, next_trials, stage_sizes
+from tuner.stages.bounds import explore_cost, promoted
 
 
 def quality(trial: Trial) -> float | None:
@@ -67,7 +68,16 @@ def test_every_arm_screens_alike_and_promotes_good_ones() -> None:
         assert all(scores[point] > max(scores.values()) - 0.03 for point in promoted)
         assert {t.length for t in full} == {1.0}
         assert not {t.seed for t in full} & {t.seed for t in short}
-        assert len(full[: full_trials(spec, arm.name)]) == 4
+        assert len(full[: full_trials(spec, arm.name)]) == 3
+
+
+@pytest.mark.parametrize("trials", [*range(6, 30), 64, 200])
+def test_short_runs_save_a_third_of_the_exploration_whatever_the_budget(trials: int) -> None:
+    """By count, before anything is stopped early; rounded up, 12 configurations saved 33 %."""
+    spec = study_spec(**{**WHOLE, "budget": {**WHOLE["budget"], "trials_per_arm": trials}})
+    arm = spec.arms[0].name
+    assert explore_cost(spec, arm) <= 0.65 * trials
+    assert 1 <= promoted(spec, arm) <= full_trials(spec, arm)
 
 
 def test_promotion_asks_the_model_and_not_one_lucky_run() -> None:
