@@ -60,7 +60,7 @@ def test_every_arm_screens_alike_and_promotes_good_ones() -> None:
     history = history_of(simulate(spec, quality))
     for arm in spec.arms:
         short = history.of("screen", arm.name)
-        assert [t.length for t in short] == [0.25] * 8
+        assert [t.length for t in short] == [0.2] * 8
         scores = {tuple(t.point.values()): t.value for t in short if t.value is not None}
         full = history.of("explore", arm.name)
         promoted = {tuple(t.point.values()) for t in full[:2]}
@@ -121,7 +121,7 @@ def test_a_short_run_is_a_shorter_job_of_the_same_schedule() -> None:
     short = next(t for t in trials.values() if t.stage == "screen")
     job = job_of(spec, short, places)
     assert (job.max_steps, job.evaluations, job.configuration.schedule) == (
-        *(100, 4),
+        *(80, 4),
         short.configuration.schedule,
     )
     full = next(t for t in trials.values() if t.stage == "confirm")
