@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.answer_scenarios import EVALUATIONS, STEPS, Scenario
+from benchmarks.together import Train
 from tuner.jobs import Places, job_of
-from tuner.records import Evaluation, Job, LrCurve, Outcome, Trial
+from tuner.records import Evaluation, LrCurve, Outcome, Trial
 from tuner.space import Point
 from tuner.spec import StudySpec, parse_spec
 from tuner.stages import History, next_trials
-
-Train = Callable[[list[Job]], list[Outcome]]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from optimizers import get_rule, schedules
+from optimizers.clipping import norm_scale
 from optimizers.core import Values, advance
 from optimizers.groups import param_groups
 from tuner import data, training
@@ -57,15 +58,17 @@ def execute(jobs: Iterable[Job]) -> dict[str, Outcome]:
 
 
 def _stackable(job: Job) -> bool:
-    elementwise = get_rule(job.configuration.optimizer).scope == "element"
-    return job.kind == "train" and job.micro_batch is None and elementwise
+    used = job.configuration
+    elementwise = get_rule(used.optimizer).scope == "element" and used.wrapper is None
+    others = {"clip_value", "clip_per_layer", "clip_agc"} & used.optimizer_args.keys()
+    return job.kind == "train" and job.micro_batch is None and elementwise and not others
 
 
 def _kind(job: Job) -> str:
     """What runs of one stack have in common."""
     used, shape = job.configuration, sorted(job.configuration.optimizer_args)
     same = [job.task, used.optimizer, shape, used.schedule, used.schedule_args, used.batch_size]
-    length = [job.max_steps, job.max_epochs, job.max_examples, job.evaluations]
+    length = [job.max_steps, job.max_epochs, job.max_examples, job.evaluations, job.metric]
     return json.dumps([*same, *length])
 
 
@@ -105,8 +108,23 @@ def train_stack(jobs: Sequence[Job]) -> list[Outcome]:
         named = {n: p.view(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}
         return task.loss(lambda *inputs: functional_call(model, named, inputs), batch)  # type: ignore[arg-type]
 
+    def scores(flat: Tensor, batch: Any) -> Tensor:
+        """The loss and the metric that is judged."""
+        parts = torch.split(flat, [s.numel() for s in shapes.values()])
+        named = {n: p.view(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}
+
+        def call(*inputs: Any) -> Any:
+            return functional_call(model, named, inputs)
+
+        found = {"loss": task.loss(call, batch)}  # type: ignore[arg-type]
+        if task.metrics is not None and first.metric != "loss":
+            found |= task.metrics(call, batch)  # type: ignore[arg-type]
+        return torch.stack([found["loss"], found[first.metric]])
+
     stacked = vmap(losses, in_dims=(0, 0))
-    shared = vmap(losses, in_dims=(0, None))
+    shared = vmap(scores, in_dims=(0, None))
+    limits = [j.configuration.optimizer_args.get("clip_norm", math.inf) for j in jobs]
+    limit = torch.tensor(limits, dtype=torch.float64)[:, None]
     fetch, fetch_val = data.fetcher(task.train, task.collate), data.fetcher(task.val, task.collate)
     order = _orders(size, batch_size, steps, [job.seed for job in jobs])
     evaluate_at = training.evaluation_steps(steps, first.evaluations)
@@ -118,16 +136,18 @@ def train_stack(jobs: Sequence[Job]) -> list[Outcome]:
         loss = stacked(leaf, fetch(order[:, step - 1]))
         (grad,) = torch.autograd.grad(loss.sum(), leaf)
         diverged[(diverged == 0) & ~loss.detach().isfinite()] = step
+        norm = grad.double().square().sum(1, keepdim=True).sqrt()
+        grad = (grad * norm_scale(norm, limit)).to(params.dtype)
         factor = schedule.factor(step - 1, steps)
         hyper = Values(lr=peak * factor, schedule=factor, **numbers)
         with torch.no_grad():
             mode = rule.weight_decay_mode
             params, state = advance(rule, mode, grad, params.detach(), state, hyper, step)
             if step in evaluate_at:
-                sums = sum(shared(params, fetch_val(c)).double() * len(c) for c in val)
-                values = sums / len(task.val)  # type: ignore[arg-type, operator]
-                diverged[(diverged == 0) & ~values.isfinite()] = step
-                curves.append((step, factor, values.tolist()))
+                sums = [shared(params, fetch_val(c)).double() * len(c) for c in val]
+                values = torch.stack(sums).sum(0) / sum(map(len, val))  # (K, 2)
+                diverged[(diverged == 0) & ~values.isfinite().all(1)] = step
+                curves.append((step, factor, values[:, 1].tolist()))
     return [_outcome(job, k, curves, int(diverged[k]), batch_size) for k, job in enumerate(jobs)]
 
 
@@ -158,7 +178,7 @@ def _outcome(
                 lr=peak * factor,
                 train_loss=0.0,
                 grad_norm=0.0,
-                metrics={"loss": value},
+                metrics={job.metric: value},
             )
         )
         if any(

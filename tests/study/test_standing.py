@@ -86,7 +86,7 @@ def test_time_left_counts_slots_and_short_runs(trials: dict) -> None:
     left = remaining(SPEC, history)
     short, ranges = 16, 0
     full = left.trials - short - ranges
-    assert left.steps == full * 400 + short * 100
+    assert left.steps == full * 400 + short * 80
     two = SPEC.model_copy(update={"run": SPEC.run.model_copy(update={"slots": 2})})
     assert remaining(two, history).seconds == pytest.approx(left.seconds / 2)
 

@@ -86,7 +86,9 @@ def full_trials(spec: StudySpec, arm: str) -> int:
     trials, budget = spec.trials_of(arm), spec.budget
     if not budget.screens:
         return trials
-    return min(trials, promoted(spec, arm) + math.ceil(trials * budget.refine))
+    # Rounded down: no study file costs a larger share of its configurations in full runs.
+    share = math.floor(trials * (budget.promote + budget.refine) + 1e-9)
+    return min(trials, max(promoted(spec, arm), share))
 
 
 def as_explored(spec: StudySpec, arm: str, count: int) -> int:
