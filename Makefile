@@ -26,17 +26,30 @@ $(STAMP): requirements.lock pyproject.toml tools/environment.py
 demo: setup  ## Tune four optimizers on real data and print which is best (a few minutes)
 	$(BIN)/tuner study start studies/digits.toml --replace
 
-test: check  ## Check everything and run the tests (about 6 minutes)
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow"
+test: style  ## Check everything and run the tests (about 4 minutes)
+	@$(MAKE) --no-print-directory --jobs=2 types default-tests
 
-test-all: check  ## The same with the slow tests
-	$(PYTEST) -n $(WORKERS) --dist worksteal
+test-all: style  ## The same with the slow tests
+	@$(MAKE) --no-print-directory --jobs=2 types all-tests
 
-check: setup  ## Lint, format, types and the house rules
+check: style types  ## Lint, format, types and the house rules
+	$(PYTEST) tests/test_house.py
+
+# mypy takes one core for half a minute, so the tests do not wait for it; the house rules are among
+# the tests.
+.PHONY: style types default-tests all-tests
+style: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: setup
 	$(BIN)/mypy
-	$(PYTEST) tests/test_house.py
+
+default-tests: setup
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow"
+
+all-tests: setup
+	$(PYTEST) -n $(WORKERS) --dist worksteal
 
 format: setup  ## Let ruff fix and format the code
 	$(BIN)/ruff check --fix

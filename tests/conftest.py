@@ -8,6 +8,9 @@ import pytest
 
 # Read when numerical libraries are first imported, so it has to be set here.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The workers of studies take all cores that they may use, and so does each process of pytest: there
+# are more threads than cores, and a thread that waits must not keep a core from one that works.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 for name in [name for name in os.environ if name.startswith(("TUNER_", "MLFLOW_TRACKING_"))]:
     del os.environ[name]

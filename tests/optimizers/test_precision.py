@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ def test_state_in_float32_and_exact_resume(row, dtype, low_precision):
     assert torch.equal(drive(opt, param, grads)[-1], drive(resumed, again, grads)[-1])
 
 
+@cache
 def moved(rule, low_precision, dtype, steps=2000):
     """How far weights near 1 move at a learning rate of 1e-4, with noise in the gradient."""
     start, _ = problem((8, 8), 1)

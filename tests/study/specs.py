@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from tuner.records import LrCurve, Trial
+from tuner.records import LrCurve, Stage, Trial
 from tuner.service import Environment
 from tuner.spec import StudySpec, parse_spec
-from tuner.stages import History, next_trials
+from tuner.stages import STAGES, History, next_trials
 
 ADAMW = {"optimizer": "adamw", "schedule": "warmup_cosine", "clip_norm": 1.0}
 SGD = {"optimizer": "sgd", "schedule": "cosine", "optimizer_args": {"momentum": 0.9}}
@@ -131,12 +131,14 @@ def simulate(
     slots: int = 1,
     order: random.Random | None = None,
     interrupt_after: int | None = None,
+    last: Stage = "decide",
 ) -> dict[int, Trial]:
-    """Run a study on `slots` slots whose trials end in random order.
+    """Run a study on `slots` slots whose trials end in random order, to the end of stage `last`.
 
     After `interrupt_after` finished trials those that run are interrupted and the study goes on
     from its rows, as `resume` does.
     """
+    later = STAGES[STAGES.index(last) + 1 :]
     order = order or random.Random(0)
     trials: dict[int, Trial] = {}
     curves: dict[int, LrCurve] = {}
@@ -149,7 +151,7 @@ def simulate(
             continue
         values = {n: [t.value or 0.0] * spec.budget.evaluations for n, t in trials.items()}
         for trial in next_trials(spec, History(trials, curves, values)):
-            if len(running) == slots:
+            if len(running) == slots or trial.stage in later:
                 break
             started = trial.model_copy(update={"state": "running"})
             running.append(started)
@@ -161,6 +163,17 @@ def simulate(
         finished += 1
         if done.stage == "lr-range":
             curves[done.number] = CURVE
+
+
+_simulated: dict[tuple[str, Callable[[Trial], float | None]], dict[int, Trial]] = {}
+
+
+def simulated(spec: StudySpec, value: Callable[[Trial], float | None]) -> dict[int, Trial]:
+    """As `simulate`, once for all tests that read the same study."""
+    key = (spec.model_dump_json(), value)
+    if key not in _simulated:
+        _simulated[key] = simulate(spec, value)
+    return dict(_simulated[key])
 
 
 def history_of(trials: dict[int, Trial]) -> History:

@@ -161,7 +161,8 @@ def test_calibration_says_what_can_be_detected() -> None:
 
     def first_runs() -> History:
         values.clear()
-        return History({n: t for n, t in simulate(spec, noisy).items() if t.stage in noise}, {})
+        first = simulate(spec, noisy, last="defaults").items()
+        return History({n: t for n, t in first if t.stage in noise}, {})
 
     found = calibration(spec, first_runs())
     assert found.sigma == pytest.approx(0.02**0.5)  # the other point tells nothing
@@ -182,7 +183,7 @@ def test_runs_from_before_the_budget_was_known_lack_axes_and_still_count() -> No
     """A limit by the clock becomes trials after calibration, and these afford further axes."""
     data = {**WHOLE, "arms": [ADAMW]}
     few, many = (study_spec(**{**data, "search": {"join": j}}) for j in ("none", "all"))
-    trials = simulate(few, lambda t: t.point["lr"])
+    trials = simulate(few, lambda t: t.point["lr"], last="defaults")
     first = {n: t for n, t in trials.items() if t.stage in ("calibrate", "defaults")}
     name = many.arms[0].name
     missing = default_point(many, many.arm(name)).keys() - first[min(first)].point.keys()

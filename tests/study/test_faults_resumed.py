@@ -13,6 +13,7 @@ from tuner.service import Environment
 from tuner.standing import known_limits
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.slow
 def test_a_memory_limit_outlives_a_stop(env: Environment) -> None:
     """More than six examples at once do not fit; that is found out once, by one trial."""
@@ -39,6 +40,7 @@ def test_a_memory_limit_never_grows_and_is_an_arms_own() -> None:
     assert known_limits(trials) == {"a": 4, "b": 32}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_identical_failures_are_counted_across_a_stop(env: Environment) -> None:
     def failed() -> int:
         known = [s.name for s in env.store.list_studies()]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.study.specs import ADAMW, CURVE, SGD, WHOLE, history_of, simulate, study_spec
+from tests.study.specs import ADAMW, CURVE, SGD, WHOLE, history_of, simulate, simulated, study_spec
 from tuner.jobs import Places, job_of
 from tuner.records import Trial
 from tuner.search import promising
@@ -45,7 +45,7 @@ def test_timing_and_interruption_change_nothing_of_the_whole_protocol(
 ) -> None:
     budget = {**WHOLE["budget"], "trials_per_arm": 6, "decide_seeds": 6, "equal": equal}
     spec = study_spec(**{**WHOLE, "budget": budget}, run={"slots": 3})
-    reference = simulate(spec, quality)
+    reference = simulated(spec, quality)
     other = simulate(spec, quality, slots=slots, order=order, interrupt_after=interrupt)
     assert plan(other) == plan(reference)
     assert list(reference) == list(range(len(reference)))
@@ -57,7 +57,7 @@ def test_every_arm_screens_alike_and_promotes_good_ones() -> None:
     Of equally good ones the model takes those that tell more, and so not always the best run.
     """
     spec = study_spec(**WHOLE)
-    history = history_of(simulate(spec, quality))
+    history = history_of(simulated(spec, quality))
     for arm in spec.arms:
         short = history.of("screen", arm.name)
         assert [t.length for t in short] == [0.2] * 8
@@ -95,7 +95,7 @@ def test_promotion_asks_the_model_and_not_one_lucky_run() -> None:
             return -0.499
         return quality(trial)
 
-    history = history_of(simulate(spec, lucky))
+    history = history_of(simulate(spec, lucky, last="explore"))
     for arm in spec.arms:
         promoted = [t.point for t in history.of("explore", arm.name)[:4]]
         assert history.trials[far[arm.name]].point != promoted[0]
@@ -105,7 +105,7 @@ def test_calibration_runs_the_first_guess_and_is_not_repeated() -> None:
     """Several seeds where the range test points; the search begins elsewhere."""
     budget = {**WHOLE["budget"], "screen_length": 1.0}
     spec = study_spec(**{**WHOLE, "budget": budget})
-    history = history_of(simulate(spec, quality))
+    history = history_of(simulated(spec, quality))
     first = history.of("calibrate", spec.arms[0].name)
     assert [t.point["lr"] for t in first] == [CURVE.suggested_lr] * 2
     assert len({t.seed for t in first}) == 2
@@ -117,7 +117,7 @@ def test_calibration_runs_the_first_guess_and_is_not_repeated() -> None:
 def test_a_short_run_is_a_shorter_job_of_the_same_schedule() -> None:
     places = Places((), Path("checkpoints"))
     spec = study_spec(**WHOLE)
-    trials = simulate(spec, quality)
+    trials = simulated(spec, quality)
     short = next(t for t in trials.values() if t.stage == "screen")
     job = job_of(spec, short, places)
     assert (job.max_steps, job.evaluations, job.configuration.schedule) == (
@@ -135,7 +135,7 @@ def test_exploration_costs_a_third_less_before_any_run_is_stopped(preset: str) -
     steps = []
     for changes in ({}, {"screen_length": 1.0}):
         spec = study_spec(**{**WHOLE, "budget": {**budget, **changes}}, run={"prune": False})
-        history = history_of(simulate(spec, quality))
+        history = history_of(simulate(spec, quality, last="explore"))
         steps.append(sum(t.steps for s in ("screen", "explore") for t in history.of(s)))
     assert steps[0] <= 0.65 * steps[1]
 
@@ -148,7 +148,7 @@ def test_exploration_costs_a_third_less_before_any_run_is_stopped(preset: str) -
 def test_without_screening_all_trials_are_full(budget: dict[str, float]) -> None:
     spec = study_spec(**{**WHOLE, "budget": {**WHOLE["budget"], **budget}})
     assert stage_sizes(spec)["screen"] == 0
-    trials = simulate(spec, quality).values()
+    trials = simulated(spec, quality).values()
     assert {t.length for t in trials} == {1.0}
     explored = [t for t in trials if t.stage == "explore" and t.arm == "sgd-cosine"]
     assert len(explored) >= spec.budget.trials_per_arm
@@ -173,7 +173,7 @@ def test_stop_rules_know_only_their_own_arm_and_length() -> None:
 
 def test_the_promoted_and_the_first_are_never_stopped() -> None:
     spec = study_spec(**WHOLE, arms=[ADAMW, SGD])
-    history = history_of(simulate(spec, quality))
+    history = history_of(simulated(spec, quality))
     for arm in spec.arms:
         assert all(t.stop_rules == () for t in history.of("explore", arm.name)[:2])
         assert history.of("screen", arm.name)[0].stop_rules == ()
@@ -191,8 +191,7 @@ def test_the_choice_follows_the_full_runs() -> None:
 def test_a_plan_works_out_once_what_is_promoted(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not for every place that waits: that grew with the square of the number of trials."""
     spec = study_spec(**{**WHOLE, "budget": {**WHOLE["budget"], "trials_per_arm": 40}})
-    later = ("explore", "confirm", "decide")
-    screened = {n: t for n, t in simulate(spec, quality).items() if t.stage not in later}
+    screened = simulate(spec, quality, last="screen")
     asked = []
 
     def counted(*arguments: object) -> list[dict[str, float]]:

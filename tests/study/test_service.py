@@ -1,4 +1,4 @@
-"""Whole studies with real worker processes: what a study does, keeps and says."""
+"""Whole studies, the first with real worker processes: what a study does, keeps and says."""
 
 from dataclasses import replace
 
@@ -38,6 +38,7 @@ def test_a_study_from_start_to_answer(env: Environment, capfd: pytest.CaptureFix
     assert len(then) == 4
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.slow
 def test_a_name_is_used_once(env: Environment) -> None:
     spec = study_spec(**QUICK)
@@ -49,6 +50,7 @@ def test_a_name_is_used_once(env: Environment) -> None:
     assert env.store.get_study("small").created_at > before
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
     ("study", "error", "message"),
     [
@@ -67,6 +69,7 @@ def test_what_is_wrong_with_a_task_is_told_before_anything_is_created(
     assert env.store.list_studies() == []
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.slow
 def test_mlflow_follows_a_study_and_sync_finds_nothing_missing(env: Environment) -> None:
     with_mlflow = replace(env, mlflow_uri=env.home.mlflow_uri)
@@ -76,6 +79,7 @@ def test_mlflow_follows_a_study_and_sync_finds_nothing_missing(env: Environment)
     assert (report.created, report.completed, report.unchanged) == (0, 0, runs)
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.slow
 def test_a_study_does_not_need_mlflow(env: Environment, capfd: pytest.CaptureFixture[str]) -> None:
     down = replace(env, mlflow_uri="http://127.0.0.1:9")
@@ -87,6 +91,7 @@ def test_a_study_does_not_need_mlflow(env: Environment, capfd: pytest.CaptureFix
     assert report.created == len(env.store.trials("small")) + 2
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.slow
 def test_a_regression_is_minimized(env: Environment) -> None:
     study = {"task": "tiny:regression", "metric": "loss", "direction": "minimize"}
@@ -95,6 +100,7 @@ def test_a_regression_is_minimized(env: Environment) -> None:
     assert result.comparison.arms[0].mean <= result.comparison.arms[1].mean
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.slow
 def test_trials_of_a_resumed_study_tell_the_code_they_ran_with(
     env: Environment, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.study.specs import ADAMW, SGD, outcome, simulate, study_spec
+from tests.study.specs import ADAMW, SGD, outcome, simulate, simulated, study_spec
 from tuner.answer import arm_scores, compare_study
 from tuner.errors import NoCompletedTrialError
 from tuner.records import Failure, Trial
@@ -38,14 +38,14 @@ def test_timing_and_interruption_change_nothing(
     order: random.Random, slots: int, interrupt: int | None
 ) -> None:
     spec = study_spec(run={"slots": 3})
-    reference = simulate(spec, quality, slots=1)
+    reference = simulated(spec, quality)
     other = simulate(spec, quality, slots=slots, order=order, interrupt_after=interrupt)
     assert plan(other) == plan(reference)
 
 
 def test_every_stage_has_its_trials() -> None:
     spec = study_spec()
-    trials = simulate(spec, quality)
+    trials = simulated(spec, quality)
     assert list(trials) == list(range(len(trials)))
     assert Counter(t.stage for t in trials.values()) == Counter(stage_sizes(spec))
     per_arm = Counter((t.stage, t.arm) for t in trials.values())
@@ -73,7 +73,7 @@ def test_seeds_of_stages_never_meet() -> None:
 
 
 def test_arms_share_seeds_so_that_they_can_be_paired() -> None:
-    trials = simulate(study_spec(), quality).values()
+    trials = simulated(study_spec(), quality).values()
     for stage in ("explore", "confirm", "decide"):
         seeds = [
             Counter(t.seed for t in trials if t.stage == stage and t.arm == arm)
@@ -98,7 +98,7 @@ def test_slots_are_kept_busy() -> None:
 
 def test_the_winner_of_confirmation_is_judged_by_decision() -> None:
     spec = study_spec()
-    trials = simulate(spec, quality)
+    trials = simulated(spec, quality)
     history = History(trials, {})
     for arm in spec.arms:
         scores = arm_scores(spec, history, arm.name)

@@ -16,6 +16,7 @@ from tuner.errors import NoCompletedTrialError, TaskError
 from tuner.service import Environment
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_bug_in_the_users_code_stops_the_study_early(env: Environment) -> None:
     with pytest.raises(TaskError, match="KeyError: 'weights'") as caught:
         service.start(study_spec(**QUICK, study={"task": "faulty:loss_raises"}), env)
@@ -40,6 +41,7 @@ def test_a_repaired_bug_is_tried_again(
     assert not any(t.failure for t in env.store.trials("small"))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_study_that_diverges_everywhere_has_no_answer(env: Environment) -> None:
     with pytest.raises(NoCompletedTrialError):
         service.start(study_spec(**QUICK, study={"task": "faulty:nan_loss"}), env)
@@ -89,6 +91,7 @@ def test_a_trial_that_always_kills_its_worker_fails_alone(env: Environment) -> N
     assert "SIGSEGV" in failed[0].failure.message
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_out_of_memory_makes_the_parts_of_a_batch_smaller(env: Environment) -> None:
     result = service.start(study_spec(**QUICK, study={"task": "faulty:memory_for_six"}), env)
     trials = [t for t in env.store.trials("small") if t.stage != "lr-range"]

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.jobs import TASKS
+from tests.study.conftest import environment
 from tests.study.specs import QUICK, WHOLE, same, states, study_data, study_spec, toml_of
 from tuner import service
 from tuner.errors import TunerError
@@ -46,29 +47,40 @@ def test_a_stopped_study_goes_on_to_the_same_trials(env: Environment, tmp_path: 
     whole.store.close()
 
 
+STAGED = study_spec(
+    **{
+        **WHOLE,
+        "budget": {**WHOLE["budget"], "max_steps": 200, "trials_per_arm": 6, "lr_range_steps": 40},
+    },
+    run={"slots": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
+    """The trials of that study, run from beginning to end."""
+    with environment(tmp_path_factory.mktemp("whole")) as env:
+        service.start(STAGED, env)
+        return env.store.trials("small")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stage", ["calibrate", "defaults", "lr-range", "screen", "explore", "confirm", "decide"]
 )
 def test_a_study_stopped_in_any_stage_ends_as_the_uninterrupted_one(
-    env: Environment, tmp_path: Path, stage: str
+    env: Environment, uninterrupted: list[Trial], stage: str
 ) -> None:
-    budget = {**WHOLE["budget"], "max_steps": 200, "trials_per_arm": 6, "lr_range_steps": 40}
-    spec = study_spec(**{**WHOLE, "budget": budget}, run={"slots": 2})
-    whole = replace(env, store=open_store(f"sqlite:///{tmp_path}/whole.db"))
-    service.start(spec, whole)
-
     def reached() -> bool:
         known = [s.name for s in env.store.list_studies()]
         done = env.store.trials("small") if known else []
         return any(t.stage == stage and t.state != "running" for t in done)
 
-    assert service.start(spec, replace(env, should_stop=reached)).study.state == "stopped"
+    assert service.start(STAGED, replace(env, should_stop=reached)).study.state == "stopped"
     assert service.resume("small", env).study.state == "completed"
     assert [(*same(t), t.length, t.stop_rules) for t in env.store.trials("small")] == [
-        (*same(t), t.length, t.stop_rules) for t in whole.store.trials("small")
+        (*same(t), t.length, t.stop_rules) for t in uninterrupted
     ]
-    whole.store.close()
 
 
 @pytest.mark.slow

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from tests.store.samples import make_study
-from tests.study.specs import ADAMW, CURVE, SGD, WHOLE, simulate, study_spec
+from tests.study.specs import ADAMW, CURVE, SGD, WHOLE, simulate, simulated, study_spec
 from tests.study.test_bounds import optimum_at
 from tuner import service
 from tuner.errors import UsageError
-from tuner.records import Trial
 from tuner.space import arm_space
 from tuner.spec import StudySpec
 from tuner.stages import History, chosen_point, warm_arms
@@ -25,7 +24,7 @@ OLD = study_spec(**WHOLE)
 @pytest.fixture(scope="module")
 def old() -> History:
     """A finished study with range tests."""
-    trials = simulate(OLD, value)
+    trials = simulated(OLD, value)
     curves = {n: CURVE for n, t in trials.items() if t.stage == "lr-range"}
     return History(trials, curves)
 
@@ -37,8 +36,7 @@ def warmed(old: History, **changes: Any) -> StudySpec:
 
 def test_the_chosen_configuration_is_tried_first_and_no_range_test_is_run(old: History) -> None:
     spec = warmed(old)
-    trials = simulate(spec, value)
-    history = History(trials, {})
+    history = History(simulated(spec, value), {})
     assert not history.of("lr-range")
     for arm in spec.arms:
         first = history.of("screen", arm.name)[0].point
@@ -55,7 +53,7 @@ def test_choices_may_have_changed(old: History) -> None:
     spec = warmed(old, arms=arms, search={"batch_size": 128, "weight_decay": [1e-3, 1e-2]})
     assert set(spec.warm) == {"adamw-cosine"}
     [arm, lion] = spec.arms
-    trials = simulate(spec, value)
+    trials = simulate(spec, value, last="screen")
     first = History(trials, {}).of("screen", arm.name)[0]
     then = old.of("decide", "adamw-warmup_cosine")[0]
     assert first.params["batch_size"] == 128
@@ -68,7 +66,7 @@ def test_choices_may_have_changed(old: History) -> None:
 
 def test_a_given_box_wins_over_the_older_one(old: History) -> None:
     spec = warmed(old, arms=[{**SGD, "lr": [1e-6, 1e-5]}])
-    trials = simulate(spec, value).values()
+    trials = simulate(spec, value, last="screen").values()
     explored = {t.point["lr"] for t in trials if t.stage == "screen"}
     assert all(1e-6 <= lr <= 1e-5 for lr in explored)
 
@@ -78,8 +76,8 @@ def test_it_lies_in_the_row_so_that_a_resumed_study_is_the_same(old: History) ->
     again = StudySpec.model_validate(spec.model_dump(mode="json"))
     assert again == spec
     plans = [
-        [(t.number, t.point, t.stop_rules) for t in simulate(s, value).values()]
-        for s in (spec, again)
+        [(t.number, t.point, t.stop_rules) for t in trials.values()]
+        for trials in (simulated(spec, value), simulate(again, value))
     ]
     assert plans[0] == plans[1]
 
@@ -113,9 +111,8 @@ def test_what_cannot_be_started_from(
 
 
 def test_an_unfinished_study_gives_what_it_has() -> None:
-    begun: dict[int, Trial] = {
-        n: t for n, t in simulate(OLD, value).items() if t.stage in ("defaults", "lr-range")
-    }
+    first = simulate(OLD, value, last="defaults").items()
+    begun = {n: t for n, t in first if t.stage in ("defaults", "lr-range")}
     curves = {n: CURVE for n, t in begun.items() if t.stage == "lr-range"}
     warm = warm_arms(OLD, [(OLD, History(begun, curves))])
     assert all(known.lr == pytest.approx((CURVE.low, CURVE.high)) for known in warm.values())
