@@ -26,7 +26,7 @@ $(STAMP): requirements.lock pyproject.toml tools/environment.py
 demo: setup  ## Tune four optimizers on real data and print which is best (a few minutes)
 	$(BIN)/tuner study start studies/digits.toml --replace
 
-test: style  ## Check everything and run the tests (about 4 minutes)
+test: style  ## Check everything and run the tests (about 5 minutes)
 	@$(MAKE) --no-print-directory --jobs=2 types default-tests
 
 test-all: style  ## The same with the slow tests
