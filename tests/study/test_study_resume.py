@@ -50,7 +50,7 @@ def test_a_stopped_study_goes_on_to_the_same_trials(env: Environment, tmp_path: 
 STAGED = study_spec(
     **{
         **WHOLE,
-        "budget": {**WHOLE["budget"], "max_steps": 200, "trials_per_arm": 6, "lr_range_steps": 40},
+        "budget": {**WHOLE["budget"], "max_steps": 250, "trials_per_arm": 6, "lr_range_steps": 40},
     },
     run={"slots": 2},
 )
@@ -88,7 +88,7 @@ def test_hours_become_numbers_that_stay_with_the_study(env: Environment) -> None
     """A limit by the clock is worked out once; a resumed study keeps to it."""
     data = study_data(**WHOLE, run={"slots": 2})
     budget = {k: v for k, v in data["budget"].items() if k not in DERIVED}
-    data["budget"] = {**budget, "max_steps": 200, "hours": 0.01}
+    data["budget"] = {**budget, "max_steps": 250, "hours": 0.01}
     spec = parse_spec(data, "test.toml", "test")
 
     def exploring() -> bool:
