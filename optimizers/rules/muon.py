@@ -138,7 +138,7 @@ def divided(gram: Tensor, hyper: Values) -> Tensor:
     """Divide a Gram matrix by its trace; returns the norm of the matrix that it is of."""
     square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     square = at_least(square, hyper.eps**2).clamp(min=torch.finfo(gram.dtype).tiny)
-    gram.div_(square)
+    gram.div_(square).nan_to_num_(nan=0.0)  # where squares overflow, X over its norm is zero
     return square.sqrt()
 
 

@@ -161,6 +161,14 @@ def test_long_matrices_of_any_size_are_divided_by_their_norm_or_eps(size, dtype)
         assert (found - wanted).norm() <= 30 * torch.finfo(dtype).eps * wanted.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_matrix_whose_squares_overflow_moves_nothing(dtype):
+    hyper = optimizers.get_rule("muon").values()
+    for shape in ((16, 40), (40, 16), (16, 16)):
+        matrix = 1e25 * torch.randn(shape, generator=generator("huge"))
+        assert not muon.orthogonalized(matrix.to(dtype), hyper).any()
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_who_iterates_in_bfloat16(monkeypatch, fast):
     monkeypatch.setattr(muon, "fast_bfloat16", lambda device: fast)
