@@ -9,39 +9,49 @@ from __future__ import annotations
 import ctypes
 import math
 from array import array
-from itertools import accumulate
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from optimizers.core import State, Values
-from optimizers.kernels.kernel import BLOCK, Call, Kernel, threads_for
+from optimizers.kernels.kernel import Call, Kernel, blocks, threads_for
 from optimizers.kernels.table import POINTER, Signature, Table
 from optimizers.kernels.watch import address
 
 WORD = 8  # bytes of an address or number in a table
 
 
+class Stack(NamedTuple):
+    """Rows that go through the core together: from ``first``, ``count`` of them in these blocks."""
+
+    first: int
+    count: int
+    items: tuple[array[int], array[int]]
+
+
 class AroundTable(Table):
     """A table whose rows are contiguous and go through the rule's core in stacks of one shape."""
 
     def __init__(self, signature: Signature, params: list[Tensor], grads: list[Tensor]) -> None:
-        super().__init__(signature, params, grads)
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for param, grad in zip(params, grads, strict=True):
+            alike.setdefault(param.shape, []).append((param, grad))
+        ordered = [*chain(*alike.values())]
+        super().__init__(signature, [p for p, _ in ordered], [g for _, g in ordered])
         assert signature.core is not None
         assert signature.after is not None
         self.core, self.after = signature.core, signature.after
-        self.blocks = [-(-size // BLOCK) for size in self.sizes]
-        self.first = [0, *accumulate(self.blocks)]
-        self.zeros = array("q", bytes(WORD * max(self.blocks)))
-        alike: dict[torch.Size, list[int]] = {}
-        for row, param in enumerate(params):
-            alike.setdefault(param.shape, []).append(row)
-        self.stacks = [
-            rows[start : start + most]
-            for shape, rows in alike.items()
-            for most in [self.core.together(shape)]
-            for start in range(0, len(rows), most)
-        ]
+        self.stacks: list[Stack] = []
+        end = 0
+        for shape, rows in alike.items():
+            start, end = end, end + len(rows)
+            most = self.core.together(shape)
+            for first in range(start, end, most):
+                count = min(most, end - first)
+                items = blocks([shape.numel()] * count, [1] * count)
+                self.stacks.append(Stack(first, count, items))
 
     def bind(self, states: list[State]) -> None:
         """Fill the columns with the parameters' state."""
@@ -56,60 +66,42 @@ class AroundTable(Table):
     def run(self, values: Values, bound: float | None, maximize: bool) -> None:
         """Step every row."""
         limit, sign = math.inf if bound is None else bound, -1.0 if maximize else 1.0
-        wide = max(len(rows) * self.sizes[rows[0]] for rows in self.stacks)
+        wide = max(stack.count * self.sizes[stack.first] for stack in self.stacks)
         space = torch.empty(wide * self.wide.itemsize, dtype=torch.uint8)
-        for rows in self.stacks:
-            first = self.params[rows[0]]
-            dtype, size = self.core.storage(first, values), len(rows) * first.numel()
-            inside = space[: size * dtype.itemsize].view(dtype).view(len(rows), *first.shape)
+        for stack in self.stacks:
+            first = self.params[stack.first]
+            dtype, size = self.core.storage(first, values), stack.count * first.numel()
+            inside = space[: size * dtype.itemsize].view(dtype).view(stack.count, *first.shape)
             places = array("q", map(POINTER, inside))
-            for number, row in enumerate(rows):
-                scale = self.scale if self.scales is None else self.scales[row]
-                at = [self.at(column, row) for column in (self.grads, *self.own)]
-                at.insert(0, self.at(places, number))
-                self.one(self.kernel, row, at, values, (scale, limit, sign), advance=False)
+            own = [self.at(column, stack.first) for column in (self.grads, *self.own)]
+            scales = None if self.scales is None else self.at(self.scales, stack.first)
+            call = Call(scale=self.scale, scales=scales, bound=limit, sign=sign, advance=False)
+            self.one(self.kernel, stack, [self.at(places), *own], values, call)
             directions = self.core.whole(inside, values).contiguous()
             places = array("q", map(POINTER, directions))
-            for number, row in enumerate(rows):
-                at = [self.at(self.columns["param"], row), self.at(places, number)]
-                at += [self.at(column, row) for column in self.lost]
-                self.one(self.after, row, at, values, (1.0, math.inf, 1.0), advance=True)
+            own = [self.at(column, stack.first) for column in self.lost]
+            target = self.at(self.columns["param"], stack.first)
+            call = Call(scale=1.0, bound=math.inf, sign=1.0, advance=True)
+            self.one(self.after, stack, [target, self.at(places), *own], values, call)
             del directions  # may be memory of their own, which the next stack can use
         torch.autograd.graph.increment_version(self.params)
 
     @staticmethod
-    def at(column: array[int], row: int = 0) -> int:
+    def at(column: array[Any], row: int = 0) -> int:
         """Where in a column a row begins."""
         return column.buffer_info()[0] + WORD * row
 
     def one(
-        self,
-        kernel: Kernel,
-        row: int,
-        columns: list[int],
-        values: Values,
-        factors: tuple[float, float, float],
-        *,
-        advance: bool,
+        self, kernel: Kernel, stack: Stack, columns: list[int], values: Values, call: Call
     ) -> None:
-        """Run a kernel over one row, whose columns begin at these addresses."""
+        """Run a kernel over a stack, whose columns begin at these addresses."""
         table, hyper = array("q", columns), array("d", kernel.numbers(values))
-        scale, bound, sign = factors
-        call = Call(
-            rows=1,
-            items=self.blocks[row],
-            sizes=self.at(self.sizes, row),
-            item_rows=address(self.zeros),
-            item_starts=self.at(self.item_starts, self.first[row]),
-            columns=address(table),
-            steps=self.at(self.columns["step"], row),
-            hyper=address(hyper),
-            scale=scale,
-            bound=bound,
-            sign=sign,
-            slots=address(self.slots),
-            sums=address(self.sums),
-            threads=threads_for(self.sizes[row]),
-            advance=advance,
-        )
+        item_rows, item_starts = stack.items
+        call.rows, call.items = stack.count, len(item_rows)
+        call.sizes = self.at(self.sizes, stack.first)
+        call.item_rows, call.item_starts = address(item_rows), address(item_starts)
+        call.columns, call.hyper = address(table), address(hyper)
+        call.steps = self.at(self.columns["step"], stack.first)
+        call.slots, call.sums = address(self.slots), address(self.sums)
+        call.threads = threads_for(stack.count * self.sizes[stack.first])
         kernel.library().run(ctypes.addressof(call))

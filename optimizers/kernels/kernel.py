@@ -29,6 +29,9 @@ from optimizers.kernels.trace import (
 )
 
 BLOCK = 16384  # entries; four float32 columns of a block fit the second-level cache
+# Entries of a block that is only read: each begins with waiting for memory, as nothing was asked for
+# ahead of time. Both are in runtime.h, too.
+NORM_BLOCK = 131072
 # Entries that are worth a thread: less takes a millisecond, and on a busy machine waiting for
 # another thread takes several.
 SMALL = 2**19
@@ -180,14 +183,16 @@ def threads_for(entries: int) -> int:
     return min(torch.get_num_threads(), round(entries / SMALL))
 
 
-def blocks(sizes: Sequence[int], units: Sequence[int]) -> tuple[array[int], array[int]]:
-    """The blocks of all rows: which row each is in, and where it starts.
+def blocks(
+    sizes: Sequence[int], units: Sequence[int], most: int = BLOCK
+) -> tuple[array[int], array[int]]:
+    """The blocks of all rows, of ``most`` entries: which row each is in, and where it starts.
 
     ``units`` are the entries of each row that stay together.
     """
     rows, starts = array("q"), array("q")
     for row, (size, unit) in enumerate(zip(sizes, units, strict=True)):
-        own = range(0, size, BLOCK // unit * unit)
+        own = range(0, size, most // unit * unit)
         rows.extend([row] * len(own))
         starts.extend(own)
     return rows, starts

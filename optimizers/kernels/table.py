@@ -22,7 +22,7 @@ from torch import Tensor
 
 from optimizers.core import State, Values
 from optimizers.engines import flat
-from optimizers.kernels.kernel import Call, Kernel, Norms, blocks, threads_for
+from optimizers.kernels.kernel import NORM_BLOCK, Call, Kernel, Norms, blocks, threads_for
 from optimizers.kernels.source import STORAGE
 from optimizers.kernels.trace import is_stack
 from optimizers.kernels.watch import RowWatch, address
@@ -150,17 +150,18 @@ class Table:
         if self.kernel.stacked:
             units = [prod(param.shape[-2:]) for param in params]
         self.item_rows, self.item_starts = blocks(self.sizes, units)
+        self.norm_items = blocks(self.sizes, [1] * len(params), NORM_BLOCK)
         self.grads = array("q", map(POINTER, grads))
         self.grad_layouts = [describe([grad]) for grad in grads]
         self.grad_layout_table = table_of(self.grad_layouts)
         self.squares = array("d", bytes(8 * len(params)))
-        self.parts = array("d", bytes(8 * len(self.item_rows)))
+        self.parts = array("d", bytes(8 * len(self.norm_items[0])))
         self.norms = Norms(
             rows=len(params),
-            items=len(self.item_rows),
+            items=len(self.norm_items[0]),
             sizes=address(self.sizes),
-            item_rows=address(self.item_rows),
-            item_starts=address(self.item_starts),
+            item_rows=address(self.norm_items[0]),
+            item_starts=address(self.norm_items[1]),
             grads=address(self.grads),
             layouts=address(self.grad_layout_table),
             parts=address(self.parts),
