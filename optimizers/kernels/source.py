@@ -282,10 +282,15 @@ class Writer:
         return f"c{self.columns.index(column)}[i]"
 
     def entry(self, node: Node) -> str:
-        """A node's expression where scalars are in the precision of the arithmetic already."""
+        """A node's expression where scalars are in the precision of the arithmetic already.
+
+        What divides all entries is inverted once, as a division takes several multiplications.
+        """
+        divisor = node.args[1] if node.op == "div" else None
+        inverted = isinstance(divisor, Node) and self.slotted(divisor)
 
         def name(arg: Node) -> str:
-            return self.names[arg]
+            return f"(1 / {self.names[arg]})" if inverted and arg is divisor else self.names[arg]
 
         narrowed = [
             Node(a.op, a.args, self.graph.dtype, a.kind, a.level)
@@ -294,7 +299,8 @@ class Writer:
             for a in node.args
         ]
         renamed = dict(zip(map(id, narrowed), node.args, strict=True))
-        copy = Node(node.op, tuple(narrowed), node.dtype, node.kind, node.level)
+        op = "mul" if inverted else node.op
+        copy = Node(op, tuple(narrowed), node.dtype, node.kind, node.level)
         return expression(copy, lambda arg: name(renamed.get(id(arg), arg)))
 
     def text(self) -> str:
