@@ -65,7 +65,10 @@ template <class X> static inline X clip(X x, X bound) { return at_most(at_least(
 
 static inline float load(float x) { return x; }
 static inline double load(double x) { return x; }
+#ifdef __FLT16_MAX__  // older Clangs lack it; only parameters in float16 need it
 static inline float load(_Float16 x) { return (float)x; }
+static inline void store(_Float16& to, float x) { to = (_Float16)x; }
+#endif
 static inline float load(bf16 x) {
   unsigned bits = (unsigned)x.bits << 16;
   float wide;
@@ -74,7 +77,6 @@ static inline float load(bf16 x) {
 }
 static inline void store(float& to, float x) { to = x; }
 static inline void store(double& to, double x) { to = x; }
-static inline void store(_Float16& to, float x) { to = (_Float16)x; }
 static inline void store(bf16& to, float x) {  // to the nearest, ties to even
   unsigned bits;
   __builtin_memcpy(&bits, &x, 4);
