@@ -6,6 +6,7 @@ The fields of `Call` are those of ``runtime.h``.
 from __future__ import annotations
 
 import ctypes
+import os
 from array import array
 from collections.abc import Sequence
 from ctypes import c_double, c_int64, c_void_p
@@ -29,12 +30,14 @@ from optimizers.kernels.trace import (
 )
 
 BLOCK = 16384  # entries; four float32 columns of a block fit the second-level cache
-# Entries of a block that is only read: each begins with waiting for memory, as nothing was asked for
-# ahead of time. Both are in runtime.h, too.
+# Entries of a block that is only read: each begins with waiting for memory, as nothing was asked
+# for ahead of time. Both are in runtime.h, too.
 NORM_BLOCK = 131072
 # Entries that are worth a thread: less takes a millisecond, and on a busy machine waiting for
 # another thread takes several.
 SMALL = 2**19
+# In a process that is forked later OpenMP waits forever for threads that stayed with the parent.
+PROCESS = os.getpid()
 
 
 class Call(ctypes.Structure):
@@ -177,8 +180,8 @@ def kernel_of(
 
 
 def threads_for(entries: int) -> int:
-    """How many threads are worth their start."""
-    if entries < 1.5 * SMALL:
+    """How many threads are worth their start; one in a forked process."""
+    if entries < 1.5 * SMALL or os.getpid() != PROCESS:
         return 1
     return min(torch.get_num_threads(), round(entries / SMALL))
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -111,6 +113,42 @@ def test_the_number_of_threads_changes_no_bit(rule):
     for other in ends[1:]:
         assert other[0] == ends[0][0]
         assert all(torch.equal(a, b) for a, b in zip(other[1:], ends[0][1:], strict=True))
+
+
+FORK = """
+import multiprocessing, os, sys
+import torch
+import optimizers
+
+torch.set_num_threads(2)
+params = [torch.nn.Parameter(torch.ones(1500, 1401)) for _ in range(2)]
+opts = [optimizers.create(sys.argv[1], [p], engine="compiled", clip_norm=1.0) for p in params]
+for param, opt in zip(params, opts):
+    param.grad = torch.ones_like(param)
+    opt.step()
+opts[0].step()
+here, there = (param.detach().numpy() for param in params)  # numpy asks no thread for help
+
+
+def child():
+    opts[1].step()
+    os._exit(0 if (here == there).all() else 1)
+
+
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join(60)
+hangs = process.is_alive()
+process.kill()
+sys.exit("it hangs" if hangs else process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("rule", ["adamw", "adafactor"])
+def test_a_forked_process_steps_without_the_threads_of_its_parent(rule):
+    """Of OpenMP's threads none is left there, and waiting for one takes forever."""
+    ran = subprocess.run([sys.executable, "-c", FORK, rule], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 # Groups -------------------------------------------------------------------------------------------
