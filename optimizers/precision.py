@@ -55,6 +55,7 @@ def narrow(
     noise: torch.Generator | None = None,
 ) -> None:
     """Write wide values into a parameter, in place; ``noise`` asks for stochastic rounding."""
+    wide = wide.to(compute_dtype(param.dtype))  # 0-D ones may be as wide as a number of the state
     param.copy_(wide if noise is None else round_stochastically(wide, param.dtype, noise))
     if compensation is not None:
         rounded = param.to(wide.dtype)

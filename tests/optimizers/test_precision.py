@@ -40,6 +40,19 @@ def test_state_in_float32_and_exact_resume(row, dtype, low_precision):
     assert torch.equal(drive(opt, param, grads)[-1], drive(resumed, again, grads)[-1])
 
 
+@BY_ROW
+@BY_HALF
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_a_single_number_steps_as_a_vector_of_one(row, dtype, engine):
+    """Beside it a number of the state in float64 would count as much."""
+    ends = []
+    for shape in ((), (1,)):
+        param = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
+        opt = optimizers.create(row.rule, [param], engine=engine, **row.settings[-1])
+        ends.append(drive(opt, param, [torch.full_like(param, 0.3)] * 3)[-1].reshape(1))
+    torch.testing.assert_close(*ends)
+
+
 @cache
 def moved(rule, low_precision, dtype, steps=2000):
     """How far weights near 1 move at a learning rate of 1e-4, with noise in the gradient."""
