@@ -36,12 +36,17 @@ def part_norm(grad: Tensor, at_least: torch.dtype) -> Tensor:
     return norm
 
 
+def readable(scalar: Tensor) -> Tensor:
+    """A 0-D tensor as it is; zero for one on the meta device, where nothing has a value."""
+    return torch.zeros_like(scalar, device="cpu") if scalar.is_meta else scalar
+
+
 def grad_norms(grads: Iterable[Tensor], at_least: torch.dtype = torch.float32) -> list[Tensor]:
-    """The L2 norm of each gradient, 0-D, accumulated in ``at_least`` or wider.
+    """The L2 norm of each gradient, 0-D, accumulated in ``at_least`` or wider; 0 on meta.
 
     Gradients that are sharded over processes count whole, in one collective for all of them.
     """
-    return reduced([part_norm(grad, at_least) for grad in grads])
+    return [*map(readable, reduced([part_norm(grad, at_least) for grad in grads]))]
 
 
 def as_floats(scalars: Sequence[Tensor]) -> list[float]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimizers.clipping import readable
 from optimizers.core import (
     DecayMode,
     Rule,
@@ -373,7 +374,7 @@ def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, fl
             grad, param = seen(batch, piece)
             sums, new_state = hook.partial(grad, param, piece.state, batch.hyper, piece.t)
             store(piece.state, new_state)
-            for key, value in sums.items():
+            for key, value in zip(sums, map(readable, sums.values()), strict=True):
                 totals[key] = totals[key] + value.to(totals[key].device) if key in totals else value
         for table in batch.tables:
             for key, part in table.totals(batch.hyper, batch.bound, batch.maximize).items():

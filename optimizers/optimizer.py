@@ -167,7 +167,8 @@ class Optimizer(TorchOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns the closure's loss, if there is one.
 
-        A step with a non-finite gradient changes nothing but ``skipped_steps``.
+        A step with a non-finite gradient changes nothing but ``skipped_steps``. Parameters on the
+        meta device get their state, and their gradients' norm counts as 0.
         """
         loss = None
         if closure is not None:

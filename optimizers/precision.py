@@ -69,7 +69,8 @@ def noise_source(device: torch.device, step: float, index: int) -> torch.Generat
     They depend on nothing else, so that a resumed run repeats them, replicas of a model stay
     alike, and the generator of the training itself is left alone.
     """
-    return torch.Generator(device).manual_seed(int(step) * 2**20 + index)
+    source = "cpu" if device.type == "meta" else device  # which has none, and rounds nothing
+    return torch.Generator(source).manual_seed(int(step) * 2**20 + index)
 
 
 def round_stochastically(wide: Tensor, dtype: torch.dtype, noise: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from tests.optimizers.helpers import LAYOUTS, drive, problem
 from tests.optimizers.table import ROWS
 
 BY_ROW = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
+BY_RULE = pytest.mark.parametrize("rule", optimizers.names())
 SHAPE = (4, 3, 2, 2)
 SPARSE = [rule for rule in optimizers.names() if optimizers.get_rule(rule).sparse]
 BY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
@@ -64,6 +65,44 @@ def test_parameters_without_entries_stop_nothing(row, shape):
             steps(opt, param, [grad])
         ends.append(param.detach())
     assert torch.equal(*ends)
+
+
+@BY_RULE
+@pytest.mark.parametrize(
+    "arguments", [{}, {"clip_norm": 0.1}, {"low_precision": "stochastic"}], ids=str
+)
+def test_steps_on_the_meta_device_make_the_state_and_count(rule, arguments):
+    states = []
+    for device in ("cpu", "meta"):
+        shapes = ((4, 3), (5,), (), (3, 2, 3, 3), (600, 500))
+        params = [leaf(torch.ones(s, dtype=torch.bfloat16, device=device)) for s in shapes]
+        opt = optimizers.create(rule, params, **arguments)
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.ones_like(param)
+            opt.step()
+        assert opt.skipped_steps == 0
+        states.append([opt.state[param] for param in params])
+    for real, meta in zip(*states, strict=True):
+        assert meta["step"].item() == 2
+        assert {key for key, value in meta.items() if not value.is_meta} == {"step"}
+        kinds = [{key: (v.shape, v.dtype) for key, v in state.items()} for state in (real, meta)]
+        assert kinds[0] == kinds[1]
+
+
+@BY_RULE
+def test_parameters_on_the_meta_device_change_nothing_for_others(rule):
+    start, grads = problem((4, 3), 3)
+    ends = []
+    for extra in ([], [leaf(torch.empty(5, device="meta"))]):
+        param = leaf(start.clone())
+        opt = optimizers.create(rule, [param, *extra], clip_norm=0.1)
+        for grad in grads:
+            for absent in extra:
+                absent.grad = torch.empty_like(absent)
+            steps(opt, param, [grad])
+        ends.append((opt.last_grad_norm, param.detach().tolist()))
+    assert ends[0] == ends[1]
 
 
 @BY_ROW
