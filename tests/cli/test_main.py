@@ -204,7 +204,8 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert process.returncode == 1
 
 
-def test_ctrl_c_ends_a_real_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_real_process(number: signal.Signals, tmp_path: Path) -> None:
     slow = "import signal, time; import tuner.cli.main as m, tuner.cli.db as d\n"
     # a process that was started in the background of a shell ignores the signal
     slow += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -222,7 +223,7 @@ def test_ctrl_c_ends_a_real_process(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "up\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.stderr.read().strip() == "tuner: error: interrupted"
     assert process.returncode == 130
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -48,7 +50,7 @@ Exit codes:
   2    a wrong argument, option or study file
   3    a study ended without a completed trial
   4    a database or tracking server cannot be reached
-  130  interrupted
+  130  interrupted, by Ctrl-C or SIGTERM
 """
 
 
@@ -103,8 +105,15 @@ def cli(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code, also after SIGTERM."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(arguments))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    # At once: libraries that are being imported swallow exceptions, and go on half imported.
+    os.write(2, b"tuner: error: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
