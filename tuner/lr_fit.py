@@ -34,7 +34,8 @@ NEGLIGIBLE = 0.04
 OUT = 0.1
 # How far beyond the rates that were tried a best one at their end may lie, in decades.
 BEYOND = 0.25
-# Losses that differ by less than this share are equal but for rounding: Adafactor caps its rate.
+# Losses that differ by less than this share are equal but for rounding: Adafactor caps its rate,
+# and a few examples may have no loss left.
 EQUAL = 1e-6
 RESOLUTION = 0.01  # decades between the points of a density
 LOW_END, HIGH_END = 0.1, 0.9  # of the 80 % interval
@@ -72,10 +73,20 @@ class Belief:
         return float(low), float(high)
 
 
-def best_of(losses: Sequence[float]) -> int:
+def are_best(losses: Array, before: Array) -> NDArray[np.bool_]:
+    """Which rates have the lowest loss but for rounding: shares count of it, or of the gain.
+
+    The arguments are those of `locate`.
+    """
+    means = losses.mean(1)
+    least = float(means.min())
+    equal: NDArray[np.bool_] = means <= least + EQUAL * max(abs(least), before.mean() - least)
+    return equal
+
+
+def best_of(losses: Array, before: Array) -> int:
     """Index of the lowest loss; of equals the first, which has the lowest rate."""
-    least = min(losses)
-    return next(k for k, loss in enumerate(losses) if loss <= least + EQUAL * abs(least))
+    return int(np.argmax(are_best(losses, before)))
 
 
 def temperature(losses: Array, before: Array) -> float:
@@ -83,7 +94,7 @@ def temperature(losses: Array, before: Array) -> float:
 
     The arguments are those of `locate`.
     """
-    drops = before - losses[best_of(losses.mean(1).tolist())]
+    drops = before - losses[best_of(losses, before)]
     gain = float(drops.mean())
     if not 0 < gain < math.inf:
         return 1.0
@@ -97,7 +108,7 @@ def excess(losses: Array, before: Array) -> Array:
     Adding to all losses or multiplying them changes nothing. The arguments are those of `locate`.
     """
     means = losses.mean(1)
-    best = means[best_of(means.tolist())]
+    best = means[best_of(losses, before)]
     gain = before.mean() - best
     if not 0 < gain < math.inf:
         return np.where(means == best, 0.0, 1.0)
@@ -120,8 +131,7 @@ def locate(
         before: of the same batches before all runs, shape (batches,).
         capped: whether higher rates are the same as the highest one.
     """
-    lost = excess(losses, before)
-    best = int(np.argmax(lost < EQUAL))  # of equals the first, which has the lowest rate
+    lost, best = excess(losses, before), best_of(losses, before)
     start, end = log_lrs[0] - BEYOND, log_lrs[-1] + BEYOND
     points = start + RESOLUTION * np.arange(1 + round((end - start) / RESOLUTION))
     weights = np.exp(-np.interp(points, log_lrs, lost) / temperature(losses, before))

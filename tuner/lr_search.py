@@ -198,8 +198,9 @@ class Search:
         if lowest == highest:
             return lowest - 1 if capped else highest + 1
         losses = np.array([tried[place].losses for place in places])
-        lost = lr_fit.excess(losses, np.array(self.before[: losses.shape[1]]))
-        done = capped or max(lost[-2:]) < lr_fit.EQUAL  # of equals the lower rate counts
+        before = np.array(self.before[: losses.shape[1]])
+        lost = lr_fit.excess(losses, before)
+        done = capped or all(lr_fit.are_best(losses, before)[-2:])  # of equals the lower counts
         least, place = min((lost[0], lowest - 1), (1.0 if done else lost[-1], highest + 1))
         if least < lr_fit.OUT:
             return place

@@ -12,6 +12,7 @@ from tuner.lr_fit import (
     NEGLIGIBLE,
     SLOPE_SD,
     Belief,
+    are_best,
     best_of,
     continued,
     excess,
@@ -86,12 +87,18 @@ def test_a_lowest_loss_at_the_end_is_not_bracketed() -> None:
 
 
 def test_of_losses_that_differ_by_rounding_the_lowest_rate_is_best() -> None:
-    assert best_of([3.0, 1.0, 1.0 + 1e-7, 1.0 - 1e-7]) == 1
-    assert best_of([3.0, -5.0, -5.0 - 1e-7]) == 1
-    assert best_of([3.0, 1.0, 0.99]) == 2
-    assert best_of([math.inf, math.inf]) == 0
-    rounded = np.array([[2.0], [1.0], [1.0 - 1e-7]])
-    assert locate(70, XS[:3], rounded, np.array([3.0])).bracketed
+    for means, best in (
+        ([2.0, 1.0, 1.0 + 1e-7, 1.0 - 1e-7], 1),
+        ([2.0, -5.0, -5.0 - 1e-7], 1),
+        ([2.0, 1.0, 0.99], 2),
+        ([2.0, 3e-9, 1e-9], 1),  # after a loss of 3 nothing is left
+        ([math.inf, math.inf], 0),
+    ):
+        losses, before = np.array(means)[:, None], np.array([3.0])
+        assert best_of(losses, before) == best
+        assert are_best(losses, before).tolist().index(True) == best
+        found = locate(70, XS[: len(means)], losses, before)
+        assert found.bracketed == (0 < best < len(means) - 1)
 
 
 def test_what_a_rate_loses_is_a_share_of_the_gain() -> None:
