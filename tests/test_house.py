@@ -34,7 +34,6 @@ LAYERS = {
             "optimizers.replay",
             "optimizers.stacks",
             "optimizers.engines",
-            "optimizers.population",
             "optimizers.scheduling",
         ),
         ("optimizers.checkpoint",),
@@ -71,8 +70,7 @@ LAYERS = {
         ("tuner.progress", "tuner.range_tests"),
         ("tuner.runner",),
         ("tuner.service",),
-        ("tuner.service",),
-        ("tuner.cli", "tuner.__main__"),
+        ("tuner.cli",),
         ("tuner.__main__",),
     ),
 }
@@ -99,11 +97,10 @@ OWNERS = {
         "tuner/spec.py",
         "tuner/workload.py",
     ),
-    "optuna": ("tuner/search.py", "tuner/store/optuna.py"),
+    "optuna": ("tuner/search.py",),
     "plotext": ("tuner/compare/terminal.py",),
     "psycopg": ("tuner/store/",),
     "pynvml": ("tuner/executors/devices.py",),
-    "ray": ("tuner/executors/ray.py",),
     "rich": (
         "tuner/cli/",
         "tuner/progress.py",
@@ -173,6 +170,14 @@ def relative(path: Path) -> str:
 
 
 PACKAGE_FILES = [pytest.param(path, id=relative(path)) for path in python_files(*PACKAGES)]
+
+
+def test_the_tables_name_each_module_once_and_none_that_is_not_there() -> None:
+    named = [name for rows in LAYERS.values() for row in rows for name in row]
+    assert len(set(named)) == len(named)
+    assert [name for name in named if not is_module(name)] == []
+    owners = {owner for group in OWNERS.values() for owner in group}
+    assert {owner for owner in owners if not (ROOT / owner).exists()} == set()
 
 
 @pytest.mark.parametrize("path", PACKAGE_FILES)
