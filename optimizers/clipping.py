@@ -9,9 +9,8 @@ Norms accumulate in float32 at least, also for half precision gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
@@ -142,41 +141,7 @@ def clip_grad_norm_(
     return norm
 
 
-def _by_global_norm(
-    grads: Sequence[Tensor],
-    params: Sequence[Tensor],
-    norms: Sequence[float],
-    total: float,
-    limit: float,
-) -> Scales:
-    return [norm_scale(total, limit)] * len(grads)
-
-
-def _per_layer(
-    grads: Sequence[Tensor],
-    params: Sequence[Tensor],
-    norms: Sequence[float],
-    total: float,
-    limit: float,
-) -> Scales:
-    return [norm_scale(norm, limit) for norm in norms]
-
-
-def _agc(
-    grads: Sequence[Tensor],
-    params: Sequence[Tensor],
-    norms: Sequence[float],
-    total: float,
-    limit: float,
-) -> Scales:
-    return [agc_scale(grad, param, limit) for grad, param in zip(grads, params, strict=True)]
-
-
-SCALINGS: Mapping[
-    str, Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[float], float, float], Scales]
-] = MappingProxyType(
-    {"clip_norm": _by_global_norm, "clip_per_layer": _per_layer, "clip_agc": _agc}
-)  # fmt: skip
+SCALINGS = ("clip_norm", "clip_per_layer", "clip_agc")  # the kinds that multiply gradients
 
 
 @dataclass(frozen=True)
@@ -199,9 +164,13 @@ class Clip:
         total: float,
     ) -> Scales:
         """One factor per gradient: a number, or a tensor that broadcasts to the gradient."""
-        if self.kind is None or self.kind not in SCALINGS:
-            return [1.0] * len(grads)
-        return SCALINGS[self.kind](grads, params, norms, total, self.limit)
+        if self.kind == "clip_norm":
+            return [norm_scale(total, self.limit)] * len(grads)
+        if self.kind == "clip_per_layer":
+            return [norm_scale(norm, self.limit) for norm in norms]
+        if self.kind == "clip_agc":
+            return [agc_scale(g, p, self.limit) for g, p in zip(grads, params, strict=True)]
+        return [1.0] * len(grads)
 
 
 def parse(owner: str, **limits: float | None) -> Clip:

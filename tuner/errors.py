@@ -1,5 +1,7 @@
 """Errors that a user can cause or must act on, each with the exit code of the command line."""
 
+INTERRUPTED = 130  # the exit code of no error: 128 + SIGINT, as a shell reports it
+
 
 class TunerError(Exception):
     """A failure with a one-line explanation; the command line prints it without a traceback."""

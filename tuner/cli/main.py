@@ -15,7 +15,7 @@ import click
 from tuner import __version__
 from tuner.cli.context import read_config, resolve
 from tuner.cli.lazy import LazyGroup
-from tuner.errors import TaskError, TunerError
+from tuner.errors import INTERRUPTED, TaskError, TunerError
 from tuner.paths import mask_password
 
 COMMANDS = {
@@ -30,7 +30,6 @@ COMMANDS = {
     "init": "tuner.cli.init:init",
     "config": "tuner.cli.config:config",
 }
-INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 EPILOG = """\b
 Examples:

@@ -16,14 +16,12 @@ import click
 from tuner.cli.context import Context, pass_context
 from tuner.cli.options import json_option, yes_option
 from tuner.cli.render import note, print_json, print_table
-from tuner.errors import BackendError
+from tuner.errors import INTERRUPTED, BackendError
 
 if TYPE_CHECKING:
     from tuner.service import DryRun, Environment, Result
     from tuner.spec import StudySpec
     from tuner.store.base import Store
-
-INTERRUPTED = 130
 
 
 @contextlib.contextmanager
