@@ -24,10 +24,10 @@ WORD = 8  # bytes of an address or number in a table
 
 
 class Stack(NamedTuple):
-    """Rows that go through the core together: from ``first``, ``count`` of them in these blocks."""
+    """Rows that go through the core together: from ``first``, so many of them in these blocks."""
 
     first: int
-    count: int
+    rows: int
     items: tuple[array[int], array[int]]
 
 
@@ -66,12 +66,12 @@ class AroundTable(Table):
     def run(self, values: Values, bound: float | None, maximize: bool) -> None:
         """Step every row."""
         limit, sign = math.inf if bound is None else bound, -1.0 if maximize else 1.0
-        wide = max(stack.count * self.sizes[stack.first] for stack in self.stacks)
-        space = torch.empty(wide * self.wide.itemsize, dtype=torch.uint8)
+        most = max(stack.rows * self.sizes[stack.first] for stack in self.stacks)
+        space = torch.empty(most * self.wide.itemsize, dtype=torch.uint8)
         for stack in self.stacks:
             first = self.params[stack.first]
-            dtype, size = self.core.storage(first, values), stack.count * first.numel()
-            inside = space[: size * dtype.itemsize].view(dtype).view(stack.count, *first.shape)
+            dtype, size = self.core.storage(first, values), stack.rows * first.numel()
+            inside = space[: size * dtype.itemsize].view(dtype).view(stack.rows, *first.shape)
             places = array("q", map(POINTER, inside))
             own = [self.at(column, stack.first) for column in (self.grads, *self.own)]
             scales = None if self.scales is None else self.at(self.scales, stack.first)
@@ -97,11 +97,11 @@ class AroundTable(Table):
         """Run a kernel over a stack, whose columns begin at these addresses."""
         table, hyper = array("q", columns), array("d", kernel.numbers(values))
         item_rows, item_starts = stack.items
-        call.rows, call.items = stack.count, len(item_rows)
+        call.rows, call.items = stack.rows, len(item_rows)
         call.sizes = self.at(self.sizes, stack.first)
         call.item_rows, call.item_starts = address(item_rows), address(item_starts)
         call.columns, call.hyper = address(table), address(hyper)
         call.steps = self.at(self.columns["step"], stack.first)
         call.slots, call.sums = address(self.slots), address(self.sums)
-        call.threads = threads_for(stack.count * self.sizes[stack.first])
+        call.threads = threads_for(stack.rows * self.sizes[stack.first])
         kernel.library().run(ctypes.addressof(call))

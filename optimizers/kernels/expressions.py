@@ -89,10 +89,12 @@ def expression(node: Node, name: Callable[[Node], str]) -> str:
     """
     kind = C_TYPES[node.dtype]
 
-    def cast(arg: Any, to: str) -> str:
-        if arg is None or (isinstance(arg, Node) and C_TYPES[arg.dtype] == to):
-            return name(arg) if arg is not None else None  # type: ignore[return-value]
-        return f"({to}){name(arg) if isinstance(arg, Node) else literal(arg)}"
+    def cast(arg: Any, to: str) -> Any:
+        if arg is None:
+            return None
+        if isinstance(arg, Node):
+            return name(arg) if C_TYPES[arg.dtype] == to else f"({to}){name(arg)}"
+        return f"({to}){literal(arg)}"
 
     if node.op in COMPARISONS:
         wide = {arg.dtype for arg in node.inputs}

@@ -1,6 +1,6 @@
 """A compiled rule: the library, and how it is called.
 
-The fields of `Call` are those of ``runtime.h``.
+The fields of `Call` and `Norms` are those of ``runtime.h``.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Kernel:
     """One graph in C++: ``columns`` and ``hypers`` are the order of its inputs.
 
     The first columns are ``entry_columns``; a ``factored`` kernel has values per row and column,
-    and takes contiguous matrices, or ``stacked`` ones. ``sums`` says in which slot of a row each
+    and takes contiguous matrices, or ``stacked`` ones. Scalars that entries need, or that come of
+    them in ``reductions``, are in ``slots`` of a row of the table; ``sums`` says in which each
     total of a `ModelHook` is.
     """
 
@@ -166,8 +167,8 @@ def kernel_of(
     shapes nor any number of ``values`` matter.
     """
     options = tuple((name, getattr(values, name)) for name in rule.options)
-    text = (rule.name, rule.update, rule.core, rule.model, rule.still_first, rule.weight_decay_mode)
-    key = (text, tuple(rule.hypers), options, mode, layout, form, part)
+    traced = (rule.update, rule.core, rule.model, rule.still_first, rule.weight_decay_mode)
+    key = (rule.name, *traced, tuple(rule.hypers), options, mode, layout, form, part)
     if key not in _known:
         try:
             name = rule.name if part == "step" else f"{rule.name}-{part}"
@@ -187,15 +188,15 @@ def threads_for(entries: int) -> int:
 
 
 def blocks(
-    sizes: Sequence[int], units: Sequence[int], most: int = BLOCK
+    sizes: Sequence[int], together: Sequence[int], most: int = BLOCK
 ) -> tuple[array[int], array[int]]:
     """The blocks of all rows, of ``most`` entries: which row each is in, and where it starts.
 
-    ``units`` are the entries of each row that stay together.
+    ``together`` says of each row how many entries stay in one block: those of a small matrix.
     """
     rows, starts = array("q"), array("q")
-    for row, (size, unit) in enumerate(zip(sizes, units, strict=True)):
-        own = range(0, size, most // unit * unit)
+    for row, (size, whole) in enumerate(zip(sizes, together, strict=True)):
+        own = range(0, size, most // whole * whole)
         rows.extend([row] * len(own))
         starts.extend(own)
     return rows, starts

@@ -189,7 +189,7 @@ class Planner:
         self.known: list[Plan] = []
         self.held = False  # whether the last plans were those of the step before
         self.states: list[object] = []  # parameters that have state, and then their states
-        self.use: bool | None = None if engine != "eager" else False
+        self.use: bool | None = None if engine != "eager" else False  # None: not chosen yet
 
     def plans(
         self,

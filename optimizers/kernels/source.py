@@ -7,7 +7,7 @@ over all tensors, blocks and threads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -118,33 +118,17 @@ class Writer:
     def scalars(self, number: int) -> Iterable[str]:
         """The function that computes a parameter's scalars before a pass."""
         yield f"static void scalars{number}({SCALARS}) {{"
-        hypers = self.graph.hypers
         for node in self.nodes:
             if node.entry or node.level > number:
                 continue
             if node.vector:
                 yield from self.vector(node, number)
                 continue
-            kind, name = C_TYPES[node.dtype], self.names[node]
-            if node.op == "input":
-                source = node.args[0]
-                if source == "t":
-                    value = "t"
-                elif source.startswith("hyper."):
-                    value = f"h[{hypers.index(source[6:])}]"
-                else:
-                    value = f"*({kind}*)at[{self.columns.index(source)}]"
-            elif node.reduction:
-                total = f"s[{self.slots[node]}]"
-                value = f"root({total})" if node.op == "linalg_vector_norm" else total
-            elif node.op == "size":
-                value = f"size[{SIZES.index(node.args[0])}]"
-            elif node.op in REDUCTIONS:
+            if node.op in REDUCTIONS and not node.reduction:
                 yield from self.fold(node)
                 continue
-            else:
-                value = expression(node, self.names.__getitem__)
-            yield f"  const {kind} {name} = ({kind})({value});"
+            kind = C_TYPES[node.dtype]
+            yield f"  const {kind} {self.names[node]} = ({kind})({self.scalar(node)});"
         for node, slot in self.slots.items():
             if not (node.reduction or node.vector) and node.level <= number:
                 yield f"  s[{slot}] = (double){self.names[node]};"
@@ -157,6 +141,22 @@ class Writer:
                     kind, index = self.storage(column), self.columns.index(column)
                     yield f"  *({kind}*)at[{index}] = ({kind}){self.names[node]};"
         yield "}"
+
+    def scalar(self, node: Node) -> str:
+        """The expression of one scalar."""
+        if node.op == "input":
+            source = node.args[0]
+            if source == "t":
+                return "t"
+            if source.startswith("hyper."):
+                return f"h[{self.graph.hypers.index(source[6:])}]"
+            return f"*({C_TYPES[node.dtype]}*)at[{self.columns.index(source)}]"
+        if node.reduction:
+            total = f"s[{self.slots[node]}]"
+            return f"root({total})" if node.op == "linalg_vector_norm" else total
+        if node.op == "size":
+            return f"size[{SIZES.index(node.args[0])}]"
+        return expression(node, self.names.__getitem__)
 
     def vector_out(self, node: Node, column: str) -> Iterable[str]:
         """Write a value per row or column into the table's column of that name."""
@@ -206,13 +206,35 @@ class Writer:
     ) -> Iterable[str]:
         """The function that goes over a block of entries once."""
         yield f"static void {name}({ENTRIES}) {{"
-        used = {node.args[0] for node in needed if node.op == "input"}
-        for index, column in enumerate(self.entry_columns):
-            if column in used | written.keys() or column == "compensation":
-                kind = self.storage(column)
-                const = "" if column in written or column == "compensation" else "const "
-                yield f"  {const}{kind}* __restrict c{index} = ({const}{kind}*)at[{index}];"
-        others = dict.fromkeys(a for node in needed for a in node.inputs if not a.entry)
+        used = {"compensation", *written, *(n.args[0] for n in needed if n.op == "input")}
+        columns = {index: c for index, c in enumerate(self.entry_columns) if c in used}
+        for index, column in columns.items():
+            kind = self.storage(column)
+            const = "" if column in written or column == "compensation" else "const "
+            yield f"  {const}{kind}* __restrict c{index} = ({const}{kind}*)at[{index}];"
+        others = [*dict.fromkeys(a for node in needed for a in node.inputs if not a.entry)]
+        yield from self.operands(others, sums)
+        clause = ""
+        if sums:
+            totals = [f"r{index}" for index in range(len(sums))]
+            yield f"  double {', '.join(f'{total} = 0' for total in totals)};"
+            clause = f" reduction(+ : {', '.join(totals)})"
+        yield "  for (i64 turn = 0; turn < n; turn += STRIP) {"
+        yield "  const i64 strip = place(turn, n);"
+        yield "  const i64 end = strip + STRIP < n ? strip + STRIP : n;"
+        yield from (f"  ahead(c{index} + strip);" for index in columns)
+        yield f"  OMP(omp simd{clause})"
+        yield "  for (i64 i = strip; i < end; i++) {"
+        for node in filter(self.along, others):
+            yield f"    const T {self.names[node]} = x{self.names[node]}[i];"
+        yield from self.one_entry(needed, written, sums)
+        yield "  }}"
+        for index, node in enumerate(sums):
+            yield f"  sums[{self.reductions.index(node)}] = r{index};"
+        yield "}"
+
+    def operands(self, others: Sequence[Node], sums: Sequence[Node]) -> Iterable[str]:
+        """What entries need that is not one of theirs: where it comes along, or its value."""
         base = len(self.entry_columns)
         for node in others:
             if self.along(node):
@@ -231,31 +253,20 @@ class Writer:
             if node.op == "linalg_vector_norm" and node.reduction and not node.vector:
                 value = f"root({value})"
             yield f"  const {kind} {self.names[node]} = ({kind})({value});"
-        clause = ""
-        if sums:
-            totals = [f"r{index}" for index in range(len(sums))]
-            yield f"  double {', '.join(f'{total} = 0' for total in totals)};"
-            clause = f" reduction(+ : {', '.join(totals)})"
-        yield "  for (i64 turn = 0; turn < n; turn += STRIP) {"
-        yield "  const i64 strip = place(turn, n);"
-        yield "  const i64 end = strip + STRIP < n ? strip + STRIP : n;"
-        for index, column in enumerate(self.entry_columns):
-            if column in used | written.keys() or column == "compensation":
-                yield f"  ahead(c{index} + strip);"
-        yield f"  OMP(omp simd{clause})"
-        yield "  for (i64 i = strip; i < end; i++) {"
-        for node in others:
-            if self.along(node):
-                yield f"    const T {self.names[node]} = x{self.names[node]}[i];"
+
+    def one_entry(
+        self, needed: Sequence[Node], written: Mapping[str, Node], sums: Sequence[Node]
+    ) -> Iterable[str]:
+        """What the loop does with one entry."""
         for node in needed:
             kind = C_TYPES[node.dtype]
             value = self.load(node.args[0]) if node.op == "input" else self.entry(node)
             yield f"    const {kind} {self.names[node]} = {value};"
         for index, node in enumerate(sums):
             value = f"(double){self.names[node.inputs[0]]}"
-            square = f"{value} * {value}" if node.op == "linalg_vector_norm" else value
+            term = f"{value} * {value}" if node.op == "linalg_vector_norm" else value
             total = f"sum_{self.names[node]}[i]" if self.along(node) else f"r{index}"
-            yield f"    {total} += {square};"
+            yield f"    {total} += {term};"
         for column, node in written.items():
             if column != "param":
                 yield f"    {self.at(column)} = {self.names[node]};"
@@ -264,10 +275,6 @@ class Writer:
             yield f"    store({self.at('param')}, wide);"
             if self.form.compensated:
                 yield f"    {self.at('compensation')} = lost(wide, load({self.at('param')}));"
-        yield "  }}"
-        for index, node in enumerate(sums):
-            yield f"  sums[{self.reductions.index(node)}] = r{index};"
-        yield "}"
 
     def load(self, column: str) -> str:
         """A column's entry in the precision of the arithmetic."""
@@ -286,22 +293,21 @@ class Writer:
 
         What divides all entries is inverted once, as a division takes several multiplications.
         """
-        divisor = node.args[1] if node.op == "div" else None
-        inverted = isinstance(divisor, Node) and self.slotted(divisor)
-
-        def name(arg: Node) -> str:
-            return f"(1 / {self.names[arg]})" if inverted and arg is divisor else self.names[arg]
-
         narrowed = [
-            Node(a.op, a.args, self.graph.dtype, a.kind, a.level)
-            if isinstance(a, Node) and not a.entry and a.dtype != torch.bool
-            else a
-            for a in node.args
+            replace(arg, dtype=self.graph.dtype)
+            if isinstance(arg, Node) and not arg.entry and arg.dtype != torch.bool
+            else arg
+            for arg in node.args
         ]
-        renamed = dict(zip(map(id, narrowed), node.args, strict=True))
-        op = "mul" if inverted else node.op
-        copy = Node(op, tuple(narrowed), node.dtype, node.kind, node.level)
-        return expression(copy, lambda arg: name(renamed.get(id(arg), arg)))
+        named = {
+            copy: self.names[arg]
+            for copy, arg in zip(narrowed, node.args, strict=True)
+            if isinstance(arg, Node)
+        }
+        op, divisor = node.op, narrowed[-1]
+        if op == "div" and isinstance(divisor, Node) and self.slotted(divisor):
+            op, named[divisor] = "mul", f"(1 / {named[divisor]})"
+        return expression(replace(node, op=op, args=tuple(narrowed)), named.__getitem__)
 
     def text(self) -> str:
         """The whole file."""
@@ -311,43 +317,46 @@ class Writer:
             for node in self.nodes
         ):
             raise Untraceable("entries in another precision than the parameter's")
-        last = self.written()
-        entry = self.entry_columns
-        widths = ", ".join(f"sizeof({self.storage(column)})" for column in entry)
-        changes = ", ".join(f"{column in last or column == 'compensation':d}" for column in entry)
-        slots = ", ".join(str(self.slots.get(node, -1)) for node in self.reductions) or "0"
-        shapes = ", ".join(str(KINDS.index(node.kind)) for node in self.reductions) or "0"
-        stages = range(self.graph.stages)
-        names = ", ".join(f"scalars{number}" for number in stages)
-        levels = ", ".join(str(node.level - 1) for node in self.reductions) or "0"
-        repeat = all(self.graph.inputs[c].entry for c in self.columns if c != "compensation")
-        repeat = repeat and not any(node.op == "size" for node in self.nodes)
-        head = [
-            f"typedef {C_TYPES[self.graph.dtype]} T;",
-            f"#define STORED {STORAGE[self.form.grad]}",
-            f"#define PASSES {self.graph.passes}",
-            f"#define STAGES {self.graph.stages}",
-            f"#define COLUMNS {len(self.columns)}",
-            f"#define ENTRY_COLUMNS {len(entry)}",
-            f"#define SLOTS {max(len(self.slots), 1)}",
-            f"#define SUMS {len(self.reductions)}",
-            f"#define VECTORS {len(self.vectors)}",
-            f"#define STACK {self.stack:d}",
-            f"#define ALIKE {repeat and not self.reductions:d}",
-        ]
-        body = [line for n in stages for line in self.scalars(n)]
-        tables = [
-            f"static const int widths[] = {{{widths}}};",
-            f"static const bool changes[] = {{{changes}}};",
-            f"static const int sum_slots[] = {{{slots}}};",
-            f"static const int sum_passes[] = {{{levels}}};",
-            f"static const int sum_kinds[] = {{{shapes}}};",
-            f"static void (*const scalars_of[])({SCALARS}) = {{{names}}};",
-            *self.vector_tables(),
-        ]
         first, second = RUNTIME.split("// ---- kernel ----\n")
-        parts = [*head, first, *body, *self.walks(), *tables]
+        scalars = [line for n in range(self.graph.stages) for line in self.scalars(n)]
+        parts = [*self.definitions(), first, *scalars, *self.walks(), *self.tables()]
         return "\n".join([*parts, *([STACKS] if self.stack else []), second])
+
+    def definitions(self) -> Iterable[str]:
+        """What the runtime has to know before the functions."""
+        scalars_alike = (
+            all(self.graph.inputs[c].entry for c in self.columns if c != "compensation")
+            and not any(node.op == "size" for node in self.nodes)
+            and not self.reductions
+        )
+        yield f"typedef {C_TYPES[self.graph.dtype]} T;"
+        yield f"#define STORED {STORAGE[self.form.grad]}"
+        yield f"#define PASSES {self.graph.passes}"
+        yield f"#define STAGES {self.graph.stages}"
+        yield f"#define COLUMNS {len(self.columns)}"
+        yield f"#define ENTRY_COLUMNS {len(self.entry_columns)}"
+        yield f"#define SLOTS {max(len(self.slots), 1)}"
+        yield f"#define SUMS {len(self.reductions)}"
+        yield f"#define VECTORS {len(self.vectors)}"
+        yield f"#define STACK {self.stack:d}"
+        yield f"#define ALIKE {scalars_alike:d}"
+
+    def tables(self) -> Iterable[str]:
+        """What the runtime has to know of the columns and sums, and the functions for scalars."""
+        written = {"compensation", *self.written()}
+        sizes = [f"sizeof({self.storage(column)})" for column in self.entry_columns]
+        changes = [f"{column in written:d}" for column in self.entry_columns]
+        slots = [str(self.slots.get(node, -1)) for node in self.reductions]
+        passes = [str(node.level - 1) for node in self.reductions]
+        kinds = [str(KINDS.index(node.kind)) for node in self.reductions]
+        names = [f"scalars{number}" for number in range(self.graph.stages)]
+        yield f"static const int widths[] = {{{', '.join(sizes)}}};"
+        yield f"static const bool changes[] = {{{', '.join(changes)}}};"
+        yield f"static const int sum_slots[] = {{{', '.join(slots) or '0'}}};"
+        yield f"static const int sum_passes[] = {{{', '.join(passes) or '0'}}};"
+        yield f"static const int sum_kinds[] = {{{', '.join(kinds) or '0'}}};"
+        yield f"static void (*const scalars_of[])({SCALARS}) = {{{', '.join(names)}}};"
+        yield from self.vector_tables()
 
     def vector_tables(self) -> Iterable[str]:
         """What the runtime has to know of values per row and column."""

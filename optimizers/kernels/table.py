@@ -83,9 +83,9 @@ def factor(value: Tensor, param: Tensor) -> bool:
     return value.shape in ((*stack, rows, 1), (*stack, 1, columns))
 
 
-def order(layout: Tensor) -> list[int]:
+def order(tensor: Tensor) -> list[int]:
     """Dimensions from the outermost in memory to the innermost."""
-    return sorted(range(layout.dim()), key=lambda d: -layout.stride()[d])
+    return sorted(range(tensor.dim()), key=lambda d: -tensor.stride()[d])
 
 
 def describe(columns: Sequence[Tensor]) -> array[int] | None:
@@ -139,35 +139,26 @@ class Table:
         self.kernels = signature.kernels
         self.library = self.kernel.library()
         self.params = params
-        self.pairs = 2 if self.dtype.is_complex else 1
-        self.sizes = array("q", [param.numel() * self.pairs for param in params])
+        reals = 2 if self.dtype.is_complex else 1  # of an entry
+        self.sizes = array("q", [param.numel() * reals for param in params])
         self.entries = sum(self.sizes)
         self.heights = self.widths = None
-        units = [1] * len(params)
+        together = [1] * len(params)
         if self.kernel.factored:
             self.heights = array("q", [param.shape[-2] for param in params])
             self.widths = array("q", [param.shape[-1] for param in params])
         if self.kernel.stacked:
-            units = [prod(param.shape[-2:]) for param in params]
-        self.item_rows, self.item_starts = blocks(self.sizes, units)
-        self.norm_items = blocks(self.sizes, [1] * len(params), NORM_BLOCK)
+            together = [prod(param.shape[-2:]) for param in params]
+        self.item_rows, self.item_starts = blocks(self.sizes, together)
         self.grads = array("q", map(POINTER, grads))
         self.grad_layouts = [describe([grad]) for grad in grads]
         self.grad_layout_table = table_of(self.grad_layouts)
+        self.norm_items = blocks(self.sizes, [1] * len(params), NORM_BLOCK)
         self.squares = array("d", bytes(8 * len(params)))
         self.parts = array("d", bytes(8 * len(self.norm_items[0])))
-        self.norms = Norms(
-            rows=len(params),
-            items=len(self.norm_items[0]),
-            sizes=address(self.sizes),
-            item_rows=address(self.norm_items[0]),
-            item_starts=address(self.norm_items[1]),
-            grads=address(self.grads),
-            layouts=address(self.grad_layout_table),
-            parts=address(self.parts),
-            squares=address(self.squares),
-        )
+        self.norms = self.prepare_norms()
         self.norms_place = ctypes.addressof(self.norms)
+        # what multiplies gradients: all of them, each row's, and each unit's of a row
         self.scale = 1.0
         self.scales: array[float] | None = None
         self.units: list[Tensor] | None = None
@@ -187,7 +178,8 @@ class Table:
         """Fill the columns with the parameters' state, which is there by now."""
         self.states = states
         own = [key for key in self.kernel.columns if key not in ("param", "grad")]
-        self.watch = RowWatch(self.params, states, self.library, self.grads, real=self.pairs == 1)
+        real = not self.dtype.is_complex
+        self.watch = RowWatch(self.params, states, self.library, self.grads, real=real)
         self.tensors = {key: [state[key] for state in states] for key in (*own, "step")}
         columns = {"param": self.params, **self.tensors}
         self.columns = {key: array("q", map(POINTER, column)) for key, column in columns.items()}
@@ -205,6 +197,21 @@ class Table:
         self.kept: list[array[int]] = []  # what the calls point to
 
     # What kernels do ------------------------------------------------------------------------------
+
+    def prepare_norms(self) -> Norms:
+        """The call for the gradients' norms with all that stays the same from step to step."""
+        item_rows, item_starts = self.norm_items
+        return Norms(
+            rows=len(self.params),
+            items=len(item_rows),
+            sizes=address(self.sizes),
+            item_rows=address(item_rows),
+            item_starts=address(item_starts),
+            grads=address(self.grads),
+            layouts=address(self.grad_layout_table),
+            parts=address(self.parts),
+            squares=address(self.squares),
+        )
 
     def square_sum(self) -> float:
         """The sum of squares of all gradients; `squares` has that of each."""
@@ -237,7 +244,7 @@ class Table:
     def call(
         self, kernel: Kernel, values: Values, bound: float | None, *, maximize: bool, advance: bool
     ) -> None:
-        """Run one of the two kernels."""
+        """Run a kernel over all rows."""
         if kernel not in self.calls:
             self.calls[kernel] = self.prepare(kernel)
         run, call, place, pack, hyper = self.calls[kernel]
