@@ -107,8 +107,8 @@ static inline short lost(float wide, float rounded) {
 // A value per row or column of a matrix: in which slot entries read it, if they read it per row,
 // whether it is one per column, and which column of the table holds it, if it is state.
 struct Vector { int slot, per_column, state; };
-// As in table.py. A layout is {dimensions, sizes..., strides of column 0..., of column 1..., ...}
-// in elements, outermost dimension first; null for rows whose columns are dense and alike.
+// As in kernel.py. A layout is {dimensions, sizes..., strides of column 0..., of column 1..., ...}
+// in elements, outermost dimension first; null for rows whose columns are dense and alike. See table.py.
 struct Call {
   i64 rows, items;
   const i64* sizes;           // entries of each row
@@ -136,11 +136,18 @@ static i64 length_of(i64 item, i64 items, const i64* sizes, const i64* rows, con
 }
 // ---- kernel ----
 
+// Between the two parts of this file stand the kernel's own functions and tables, see source.py. Of a
+// column: the size of an entry, `bytes_of`, and whether it `changes`. Of a sum of entries: in which slot
+// it is, or -1, which pass makes it, and of what kind it is: one a row of the table (0), or one a row (1),
+// column (2) or matrix (3) of what that holds.
+
+// How many blocks a thread takes at a time: asking seldom, and waiting for the last one not long.
 static int chunk_of(i64 items, i64 threads) {
   i64 chunk = items / (threads * 8);
   return chunk < 1 ? 1 : chunk > 8 ? 8 : (int)chunk;
 }
 
+// Copies n entries of a column with this layout, the first of them number `start`, or copies them back.
 static void move(char* dense, char* strided, const i64* layout, i64 column, i64 start, i64 n,
                  int width, bool back) {
   const i64 dims = layout[0], *sizes = layout + 1, *strides = sizes + dims * (1 + column);
@@ -164,6 +171,7 @@ static void move(char* dense, char* strided, const i64* layout, i64 column, i64 
 }
 
 #if !STACK
+// One pass over one block; columns with a layout go through scratch memory.
 static void block(const Call* c, int pass, i64 item, char* scratch) {
   const i64 row = c->item_rows[item], start = c->item_starts[item];
   const i64 n = length_of(item, c->items, c->sizes, c->item_rows, c->item_starts);
@@ -171,8 +179,8 @@ static void block(const Call* c, int pass, i64 item, char* scratch) {
   void* at[ENTRY_COLUMNS];
   for (int k = 0; k < ENTRY_COLUMNS; k++) {
     char* from = (char*)c->columns[k][row];
-    at[k] = layout ? scratch + (i64)k * BLOCK * 8 : from + start * widths[k];
-    if (layout) move((char*)at[k], from, layout, k, start, n, widths[k], false);
+    at[k] = layout ? scratch + (i64)k * BLOCK * 8 : from + start * bytes_of[k];
+    if (layout) move((char*)at[k], from, layout, k, start, n, bytes_of[k], false);
   }
   const double scale = c->sign * (c->scales ? c->scales[row] : c->scale);
   const double* s = c->slots + row * SLOTS;
@@ -189,7 +197,7 @@ static void block(const Call* c, int pass, i64 item, char* scratch) {
       const i64 unit = (start + done) / size, end = (unit + 1) * size - start;
       const i64 m = (end < n ? end : n) - done;
       void* part[ENTRY_COLUMNS];
-      for (int k = 0; k < ENTRY_COLUMNS; k++) part[k] = (char*)at[k] + done * widths[k];
+      for (int k = 0; k < ENTRY_COLUMNS; k++) part[k] = (char*)at[k] + done * bytes_of[k];
       entries_of[pass](m, part, s, (T)(scale * (double)units[unit]), (T)c->bound, parts);
       for (int k = 0; k < SUMS; k++)
         if (sum_passes[k] == pass) sums[k] += parts[k];
@@ -199,17 +207,17 @@ static void block(const Call* c, int pass, i64 item, char* scratch) {
   if (layout && pass == PASSES - 1)
     for (int k = 0; k < ENTRY_COLUMNS; k++)
       if (changes[k])
-        move((char*)at[k], (char*)c->columns[k][row], layout, k, start, n, widths[k], true);
+        move((char*)at[k], (char*)c->columns[k][row], layout, k, start, n, bytes_of[k], true);
 }
 
 #endif
 
 #if VECTORS && !STACK
-// Rows are contiguous matrices. Those of one slab take all passes in one thread, while they are in its
+// Rows are contiguous matrices. Those of few slabs take all passes in one thread, while they are in its
 // cache; larger ones are shared among threads, slab by slab. Slabs depend on the size alone.
 #define SLAB 262144
 #define SLABS 16
-#define ALONE 4
+#define ALONE 4  // slabs that are few
 
 struct Matrix {
   const Call* c;
@@ -260,7 +268,7 @@ static void slab(Matrix* m, int pass, i64 number) {
   const i64 end = (number + 1) * height / m->slabs;
   for (i64 i = number * height / m->slabs; i < end; i++) {
     for (int k = 0; k < ENTRY_COLUMNS; k++)
-      at[k] = (char*)c->columns[k][m->row] + i * width * widths[k];
+      at[k] = (char*)c->columns[k][m->row] + i * width * bytes_of[k];
     for (int k = 0; k < VECTORS; k++)
       if (vectors[k].slot >= 0) s[vectors[k].slot] = (double)m->v[k][i];
     entries_of[pass](width, at, s, (T)m->scale, (T)c->bound, parts);
@@ -301,15 +309,15 @@ static void matrix(Matrix* m, i64 threads) {
 
 extern "C" void run(const Call* c) {
   Matrix about;
-  i64 least = 0, most = 0;
+  i64 few = 0, many = 0;  // bytes of scratch memory
   for (i64 row = 0; row < c->rows; row++) {
     const i64 bytes = lay_out(&about, c, row, nullptr);
-    i64* largest = about.slabs > ALONE ? &most : &least;
-    if (bytes > *largest) *largest = bytes;
+    i64* most = about.slabs > ALONE ? &many : &few;
+    if (bytes > *most) *most = bytes;
   }
   OMP(omp parallel num_threads(c->threads) if (c->threads > 1))
   {
-    char* scratch = (char*)__builtin_malloc(least + 8);
+    char* scratch = (char*)__builtin_malloc(few + 8);
     Matrix m;
     OMP(omp for schedule(dynamic, 1))
     for (i64 row = 0; row < c->rows; row++) {
@@ -319,7 +327,7 @@ extern "C" void run(const Call* c) {
     }
     __builtin_free(scratch);
   }
-  char* scratch = (char*)__builtin_malloc(most + 8);
+  char* scratch = (char*)__builtin_malloc(many + 8);
   for (i64 row = 0; row < c->rows; row++) {
     if (slabs_of(c, row) <= ALONE) continue;
     lay_out(&about, c, row, scratch);
@@ -332,6 +340,7 @@ static void scalars(const Call* c, int stage) {
   for (i64 row = 0; row < c->rows; row++) {
     double* s = c->slots + row * SLOTS;
     const float step = *c->steps[row] + 1;
+    // as for the row before, if that is as old; its step may have been counted already
     if (ALIKE && row && step == *c->steps[row - 1] + (c->advance ? 0 : 1)) {
       __builtin_memcpy(s, s - SLOTS, SLOTS * sizeof(double));
     } else {

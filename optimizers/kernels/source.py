@@ -350,7 +350,7 @@ class Writer:
         passes = [str(node.level - 1) for node in self.reductions]
         kinds = [str(KINDS.index(node.kind)) for node in self.reductions]
         names = [f"scalars{number}" for number in range(self.graph.stages)]
-        yield f"static const int widths[] = {{{', '.join(sizes)}}};"
+        yield f"static const int bytes_of[] = {{{', '.join(sizes)}}};"
         yield f"static const bool changes[] = {{{', '.join(changes)}}};"
         yield f"static const int sum_slots[] = {{{', '.join(slots) or '0'}}};"
         yield f"static const int sum_passes[] = {{{', '.join(passes) or '0'}}};"

@@ -38,14 +38,14 @@ static void block(const Call* c, int pass, i64 item, char* scratch) {
   const double* s = c->slots + row * SLOTS;
   double *sums = c->sums + item * SUMS, parts[SUMS + 1], *r[SUMS + 1];
   const T factor = (T)(c->sign * (c->scales ? c->scales[row] : c->scale));
-  char *place[ENTRY_COLUMNS], *memory[ENTRY_COLUMNS];
+  char *turned[ENTRY_COLUMNS], *memory[ENTRY_COLUMNS];
   void* at[ENTRY_COLUMNS + VECTORS + SUMS];
   T* v[VECTORS];
   for (int k = 0; k < ENTRY_COLUMNS; k++) {
-    memory[k] = (char*)c->columns[k][row] + start * widths[k];
-    place[k] = scratch;
+    memory[k] = (char*)c->columns[k][row] + start * bytes_of[k];
+    turned[k] = scratch;
     scratch += BLOCK * 8;
-    turn_any(place[k], memory[k], n, entries, widths[k], false);
+    turn_any(turned[k], memory[k], n, entries, bytes_of[k], false);
   }
   for (int k = 0; k < VECTORS; k++) {
     const i64 count = counts[vector_kinds[k]];
@@ -65,7 +65,7 @@ static void block(const Call* c, int pass, i64 item, char* scratch) {
     if (!entries_of[pass * LOCALS + local]) continue;
     for (i64 e = 0; e < entries; e++) {
       const i64 index[] = {0, e / width, e % width, 0};
-      for (int k = 0; k < ENTRY_COLUMNS; k++) at[k] = place[k] + e * n * widths[k];
+      for (int k = 0; k < ENTRY_COLUMNS; k++) at[k] = turned[k] + e * n * bytes_of[k];
       for (int k = 0; k < VECTORS; k++) at[ENTRY_COLUMNS + k] = v[k] + index[vector_kinds[k]] * n;
       for (int k = 0; k < SUMS; k++)
         at[ENTRY_COLUMNS + VECTORS + k] = r[k] + index[sum_kinds[k]] * n;
@@ -77,7 +77,7 @@ static void block(const Call* c, int pass, i64 item, char* scratch) {
   }
   if (pass < PASSES - 1) return;
   for (int k = 0; k < ENTRY_COLUMNS; k++)
-    if (changes[k]) turn_any(place[k], memory[k], n, entries, widths[k], true);
+    if (changes[k]) turn_any(turned[k], memory[k], n, entries, bytes_of[k], true);
   for (int k = 0; k < VECTORS; k++) {
     const i64 count = counts[vector_kinds[k]];
     if (vector_results[k] >= 0)
