@@ -181,9 +181,8 @@ def test_without_a_command_the_help_is_shown(tuner: Tuner) -> None:
     assert result.err.startswith("Usage: tuner")
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """A real process of the command line."""
-    code = "from tuner.cli.main import main; main()"
+def launch(code: str, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A real process that runs this."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=cwd,
@@ -195,7 +194,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
-    process = start("config", "schema", cwd=tmp_path)
+    process = launch("from tuner.cli.main import main; main()", tmp_path, "config", "schema")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
@@ -211,19 +210,30 @@ def test_a_signal_ends_a_real_process(number: signal.Signals, tmp_path: Path) ->
     slow += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     slow += "d.upgrade.callback = lambda **_: (print('up', flush=True), time.sleep(60))\n"
     slow += "m.main(['db', 'upgrade'])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    with launch(slow, tmp_path) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
+        assert process.stderr.read().strip() == "tuner: error: interrupted"
+    assert process.returncode == 130
+
+
+def test_an_interruption_while_a_library_swallows_it(tmp_path: Path) -> None:
+    """What is raised within an import is often lost there."""
+    (tmp_path / "library.py").write_text(
+        "import time\ntry:\n    print('up', flush=True), time.sleep(60)\n"
+        "except BaseException:\n    pass\n"
+    )
+    slow = "import signal; import tuner.cli.main as m, tuner.cli.db as d\n"
+    slow += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    slow += "d.upgrade.callback = lambda **_: __import__('library')\n"
+    slow += "m.main(['db', 'upgrade'])"
+    with launch(slow, tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
         assert process.stderr.read().strip() == "tuner: error: interrupted"
     assert process.returncode == 130
 

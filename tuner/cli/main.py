@@ -106,13 +106,24 @@ def cli(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code, also after SIGTERM."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's & ignores it
+        signal.signal(signal.SIGINT, _interrupt)
     sys.exit(run(arguments))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    # At once: libraries that are being imported swallow exceptions, and go on half imported.
     os.write(2, b"tuner: error: interrupted\n")
     os._exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    # Libraries that are being imported swallow exceptions, and go on half imported.
+    inner = frame
+    while inner is not None:
+        if inner.f_code.co_filename.startswith("<frozen importlib"):
+            _terminate(number, frame)
+        inner = inner.f_back
+    signal.default_int_handler(number, frame)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
