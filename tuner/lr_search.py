@@ -18,7 +18,7 @@ from tuner import lr_fit
 from tuner.lr_curve import MIN_POINTS, explosion, refusal, shape
 from tuner.lr_ramp import CEILING, HIGH, LOW, Points, coarse
 from tuner.lr_rigs import MOST_LOOKS, Rig
-from tuner.records import LrCurve
+from tuner.records import BELOW_DIVERGENCE, LrCurve
 
 Progress = Callable[[int, int], None]
 
@@ -40,7 +40,7 @@ TOLERANCE = 0.05
 # is lost so many deviations of a batch up.
 CHANCE, DOUBTFUL, LOST = 0.1, 0.02, 3.0
 # The search box around the suggestion: a study also moves what was fixed here.
-BOX_BELOW, BOX_ABOVE, BELOW_DIVERGENCE = 10.0, 4.0, 1.5
+BOX_BELOW, BOX_ABOVE = 10.0, 4.0
 WIDE = 1.25  # decades: an interval that tells little
 # Share of a short run that its warm-up may take: a tenth of the whole run fits the longer ones.
 MOST_WARMUP = 0.4

@@ -93,8 +93,8 @@ def describe(trial: Trial, metric: str) -> str:
         "diverged": "diverged",
     }.get(trial.state, trial.state)
     if trial.stage == "lr-range":
-        suggested = f"{trial.value:.3g}" if trial.value is not None else "nothing"
-        return f"suggests lr {suggested}" if trial.state == "completed" else result
+        suggested = "no suggestion" if trial.value is None else f"suggests lr {trial.value:.3g}"
+        return suggested if trial.state == "completed" else result
     if trial.state == "failed" and trial.failure is not None:
         result = f"failed: {trial.failure.message}"
     return f"{result}   {assigned(trial.params)}"

@@ -113,6 +113,10 @@ class Evaluation(Record):
     metrics: dict[str, float]  # validation metrics, "loss" among them
 
 
+# Rates are searched up to so much below the one that exploded: a whole run is longer than the test.
+BELOW_DIVERGENCE = 1.5
+
+
 class LrCurve(Record):
     """A learning-rate range test and what it suggests.
 

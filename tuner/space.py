@@ -25,7 +25,7 @@ from typing import Any, Literal
 from optimizers import get_rule, schedules
 from optimizers.core import BatchScaling, Hyper, Rule
 from optimizers.wrappers import WRAPPERS
-from tuner.records import Configuration, LrCurve
+from tuner.records import BELOW_DIVERGENCE, Configuration, LrCurve
 from tuner.spec import ArmSection, SearchSection, StudySpec, WarmArm
 
 Point = dict[str, float]
@@ -140,7 +140,8 @@ def lr_box(
 ) -> tuple[float, float]:
     """The learning rates to search: given, else of an older study, else from the range test.
 
-    Without any of them the rule's own range.
+    Without any of them the rule's own range, which is made for long runs. A test that suggests
+    nothing may still have seen how far up training goes, and short runs may need rates up there.
     """
     if box.lr != "auto":
         return box.lr
@@ -148,7 +149,10 @@ def lr_box(
         return warm.lr
     if curve is not None and curve.low is not None and curve.high is not None:
         return (curve.low, curve.high)
-    return (rule.hypers["lr"].low, rule.hypers["lr"].high)
+    low, high = rule.hypers["lr"].low, rule.hypers["lr"].high
+    if curve is not None and curve.diverges_at is not None:
+        high = max(high, curve.diverges_at / BELOW_DIVERGENCE)
+    return low, high
 
 
 def decay_box(box: SearchSection, rule: Rule) -> tuple[float, float]:

@@ -46,6 +46,19 @@ def test_the_budget_says_what_joins(trials: int, names: list[str]) -> None:
     assert joined(trials) == names
 
 
+@pytest.mark.parametrize(
+    ("diverges_at", "high"), [(None, 1e-2), (1e-3, 1e-2), (3.0, 2.0)], ids=str
+)
+def test_a_refused_range_test_still_says_how_high_rates_go(
+    diverges_at: float | None, high: float
+) -> None:
+    """Ranges of rows are made for long runs; Adam learns nothing in ten steps at 1e-4 to 1e-2."""
+    spec = study_spec(arms=[{"optimizer": "adam"}])
+    nothing = {"suggested_lr": None, "low": None, "high": None, "diverges_at": diverges_at}
+    lr = arm_space(spec, spec.arms[0], CURVE.model_copy(update=nothing))[0]
+    assert (lr.low, lr.high) == (1e-4, high)
+
+
 def test_every_axis_has_four_trials() -> None:
     for trials in (10, 12, 15, 20, 27, 64):
         spec = study_spec(budget={"trials_per_arm": trials}, arms=[FREE])
