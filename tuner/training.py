@@ -142,7 +142,7 @@ def _train(job: Job, trace: Trace, report: Report) -> None:
     for indices in work.batches(trace.step):
         if trace.step >= work.steps:
             break
-        _step(work, trace, indices)
+        _step(work, job, trace, indices)
         if trace.step in evaluate_at:
             with clock.paused():
                 evaluation = _evaluate(work, job, trace)
@@ -165,7 +165,7 @@ def evaluation_steps(steps: int, evaluations: int) -> set[int]:
     return {round(steps * (index + 1) / count) for index in range(count)}
 
 
-def _step(work: Workload, trace: Trace, indices: torch.Tensor) -> None:
+def _step(work: Workload, job: Job, trace: Trace, indices: torch.Tensor) -> None:
     optimizer = work.optimizer
     skipped = optimizer.skipped_steps
     loss = work.step(indices)
@@ -178,9 +178,26 @@ def _step(work: Workload, trace: Trace, indices: torch.Tensor) -> None:
     trace.skipped_in_a_row = trace.skipped_in_a_row + 1 if optimizer.skipped_steps > skipped else 0
     trace.info["skipped_steps"] = optimizer.skipped_steps
     if not math.isfinite(loss):
+        _require_sound("training", work, job, lambda fresh: fresh.measure(indices))
         raise _diverged(f"training loss became {loss}", trace)
     if trace.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise _diverged(f"{trace.skipped_in_a_row} steps in a row had non-finite gradients", trace)
+
+
+def _require_sound(
+    part: str, work: Workload, job: Job, measure: Callable[[Workload], float]
+) -> None:
+    """Raise TaskError when the loss is not finite before the first step either.
+
+    Then no learning rate would help, and the run says nothing about its optimizer.
+    """
+    work.optimizer.zero_grad(set_to_none=True)  # what they held has room for a second model
+    value = measure(Workload.create(job))
+    if not math.isfinite(value):
+        raise TaskError(
+            f"a {part} loss is {value} with the initial weights, too: the fault is in the data or"
+            " the loss, not in the learning rate"
+        )
 
 
 def _diverged(what: str, trace: Trace) -> _Stopped:
@@ -190,6 +207,8 @@ def _diverged(what: str, trace: Trace) -> _Stopped:
 def _evaluate(work: Workload, job: Job, trace: Trace) -> Evaluation:
     metrics = work.evaluate()
     require_metric(job.metric, metrics)
+    if not math.isfinite(metrics["loss"]):
+        _require_sound("validation", work, job, lambda fresh: fresh.evaluate()["loss"])
     for name in ("loss", job.metric):
         if not math.isfinite(metrics[name]):
             raise _diverged(f"validation {name} became {metrics[name]}", trace)

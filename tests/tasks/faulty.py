@@ -11,7 +11,7 @@ from pathlib import Path
 import tiny
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from tuner import Task
 
@@ -48,6 +48,21 @@ def infinite_gradients() -> Task:
         return loss.detach() + torch.sqrt(zero)
 
     return at_step(5, action)
+
+
+def _spoilt(data: TensorDataset) -> TensorDataset:
+    """One example of many is not a number."""
+    inputs, labels = data.tensors
+    inputs[7] = float("nan")
+    return TensorDataset(inputs, labels)
+
+
+def nan_in_training_data() -> Task:
+    return tiny.build(train=_spoilt(tiny.points(203)))
+
+
+def nan_in_validation_data() -> Task:
+    return tiny.build(val=_spoilt(tiny.points(57, seed=1)))
 
 
 def nan_metric() -> Task:

@@ -145,6 +145,14 @@ class TestEnds:
             f"training loss became nan at step 5, lr {outcome.lrs[-1]:.3g}"
         )
 
+    @pytest.mark.parametrize("part", ["training", "validation"])
+    def test_a_loss_that_is_nan_before_the_first_step_is_no_divergence(self, part: str) -> None:
+        outcome = train(f"faulty:nan_in_{part}_data")
+        assert outcome.state == "failed"
+        assert outcome.failure is not None
+        assert outcome.failure.kind == "user_error"
+        assert f"a {part} loss is nan with the initial weights, too" in failure(outcome)
+
     def test_an_endless_row_of_skipped_steps_is_divergence(self) -> None:
         outcome = train("faulty:infinite_gradients")
         assert outcome.state == "diverged"
