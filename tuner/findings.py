@@ -41,10 +41,8 @@ class Rows:
     def __init__(self, name: str, store: Store) -> None:
         """Raises UsageError: there is no such study, or it is a range test."""
         study = store.get_study(name)
-        if "arms" not in study.spec:
-            raise UsageError(f"{name!r} is a range test; see `tuner trial list {name}`")
         self.name = name
-        self.spec = StudySpec.model_validate(study.spec)
+        self.spec = StudySpec.of(study)
         self.trials: list[Trial] = store.trials(name)
         self.curves: Mapping[int, LrCurve] = store.lr_curves(name)
         self._store = store

@@ -110,7 +110,7 @@ class Coordinator:
     _stop_requested: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.spec = StudySpec.model_validate(self.study.spec)
+        self.spec = StudySpec.of(self.study)
 
     def run(self) -> StudyState:
         """Run what is left of the study; "completed", or "stopped" when told to stop.

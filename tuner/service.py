@@ -88,11 +88,9 @@ def warm_started(spec: StudySpec, store: Store) -> StudySpec:
     older = []
     for name in spec.study.warm_start:
         study = store.get_study(name)
-        if "arms" not in study.spec:
-            raise UsageError(f"{name!r} is a range test, not a study to start from")
         trials = {t.number: t for t in store.trials(name)}
         found = History(trials, store.lr_curves(name))
-        older.append((StudySpec.model_validate(study.spec), found))
+        older.append((StudySpec.of(study), found))
     warm = warm_arms(spec, older)
     if older and not warm:
         theirs = sorted({a.optimizer for old, _ in older for a in old.arms})
@@ -190,12 +188,12 @@ def resume(name: str, env: Environment, slots: int | None = None) -> Result:
     Data that differ from those it began with are no error, but its scores do not compare: it warns.
 
     Raises:
-        UsageError: there is no such study.
+        UsageError: there is no such study, or it is a range test.
         TaskError: the user's code fails.
         TunerError: another coordinator runs it.
     """
     study = env.store.get_study(name)
-    spec = StudySpec.model_validate(study.spec)
+    spec = StudySpec.of(study)
     provenance = {**study.provenance, **collect(spec.study.task, Path.cwd())}
     study = study.model_copy(update={"provenance": provenance})
     with _executor(slots or spec.run.slots, env.home, name) as executor:
@@ -216,7 +214,7 @@ def _changed_data(before: dict[str, str], now: dict[str, str]) -> Iterator[str]:
 
 
 def _run(study: Study, env: Environment, executor: LocalExecutor) -> Result:
-    spec = StudySpec.model_validate(study.spec)
+    spec = StudySpec.of(study)
     reporter = env.reporter(spec)
     sink = MlflowSink(env.mlflow_uri) if env.mlflow_uri else None
     coordinator = Coordinator(
@@ -283,8 +281,12 @@ def conclude(name: str, env: Environment) -> Result:
         raise
     env.store.set_study_state(name, "completed", comparison.answer)
     study = env.store.get_study(name)
-    report = make_report(name, env.store, env.home.reports / f"{name}.html", comparison)
-    return Result(study, comparison, report)
+    path = env.home.reports / f"{name}.html"
+    try:
+        return Result(study, comparison, make_report(name, env.store, path, comparison))
+    except OSError as error:  # the answer is there, and `tuner study report` writes it later
+        env.warn(f"no report: {path}: {error.strerror or error}")
+        return Result(study, comparison)
 
 
 def comparison_of(name: str, store: Store) -> Comparison:
@@ -293,12 +295,12 @@ def comparison_of(name: str, store: Store) -> Comparison:
     Raises:
         NoCompletedTrialError: there is nothing to judge by yet.
     """
-    spec = StudySpec.model_validate(store.get_study(name).spec)
+    spec = StudySpec.of(store.get_study(name))
     return compare_study(spec, store.trials(name), store.lr_curves(name))
 
 
 def make_report(name: str, store: Store, path: Path, comparison: Comparison) -> Path:
-    """Write the report of a study as one HTML file."""
+    """Write the report of a study as one HTML file. Raises OSError when it cannot be written."""
     from tuner.compare.report import write_report  # brings matplotlib, which few commands need
 
     trials = store.trials(name)
@@ -334,7 +336,7 @@ def rerun(name: str, number: int, env: Environment) -> tuple[Trial, list[Evaluat
     bit-equal when code, packages and number of threads are the same.
     """
     study = env.store.get_study(name)
-    spec = StudySpec.model_validate(study.spec)
+    spec = StudySpec.of(study)
     trial = env.store.get_trial(name, number)
     job = job_of(spec, trial, env.places(name)).model_copy(update={"checkpoint": None})
     with _executor(spec.run.slots, env.home, name) as executor:

@@ -19,6 +19,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from tuner.errors import UsageError
+from tuner.records import Study
 from tuner.spec_sections import (
     DERIVED,
     PRESETS,
@@ -190,6 +191,13 @@ class StudySpec(Section):
             raise ValueError(f"arms.name: {twice[0]!r} occurs twice; give each arm a name")
         object.__setattr__(self, "arms", arms)
         return self
+
+    @classmethod
+    def of(cls, study: Study) -> Self:
+        """That of a stored study. Raises UsageError: it is a range test, which has no arms."""
+        if "arms" not in study.spec:
+            raise UsageError(f"{study.name!r} is a range test; see `tuner trial list {study.name}`")
+        return cls.model_validate(study.spec)
 
     def trials_of(self, arm: str) -> int:
         """How many configurations an arm explores."""

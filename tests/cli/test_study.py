@@ -107,6 +107,35 @@ def test_show(ask: Tuner) -> None:
     assert "sgd-cosine" in shown.out
 
 
+def test_what_a_range_test_is_not(tuner: Tuner, tmp_path: Path) -> None:
+    """It has trials but no arms: whatever needs arms says so in one line."""
+    shutil.copy(TASKS / "tiny.py", tmp_path)
+    assert tuner(*LOCAL, "lr-find", "tiny:build", "--quick").code == 0
+    [study] = tuner(*LOCAL, "study", "list", "--json").json
+    for command in ("resume", "show", "compare", "report", "code"):
+        refused = tuner(*LOCAL, "study", command, study["name"])
+        assert (refused.code, refused.err.count("\n")) == (2, 1), command
+        assert "is a range test" in refused.err
+    assert "is a range test" in tuner(*LOCAL, "trial", "rerun", study["name"], "0").err
+
+
+def test_a_report_that_cannot_be_written(ask: Tuner, tmp_path: Path) -> None:
+    refused = ask("study", "report", "small", "-o", str(tmp_path))
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert f"{tmp_path}: Is a directory" in refused.err
+
+
+def test_show_says_why_trials_failed(tuner: Tuner, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(STUDY.replace("tiny:build", "faulty:nan_in_training_data"))
+    for task in ("tiny.py", "faulty.py"):
+        shutil.copy(TASKS / task, tmp_path)
+    stopped = tuner(*LOCAL, "study", "start", "small.toml")
+    assert stopped.code == 1
+    reason = "a training loss is nan with the initial weights, too"
+    assert f"stopped: 3 trials failed with: {reason}" in stopped.err
+    assert f"3 trials: user_error, the last: {reason}" in tuner("study", "show", "small").err
+
+
 def test_compare(ask: Tuner) -> None:
     comparison = ask("study", "compare", "small", "--json").json
     assert (comparison["study"], comparison["metric"]) == ("small", "acc")

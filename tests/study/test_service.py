@@ -39,6 +39,18 @@ def test_a_study_from_start_to_answer(env: Environment, capfd: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_an_answer_without_its_report_is_an_answer(env: Environment) -> None:
+    env.home.reports.parent.mkdir(parents=True, exist_ok=True)
+    env.home.reports.write_text("a file where the folder should be")
+    said: list[str] = []
+    result = service.start(study_spec(**QUICK), replace(env, warn=said.append))
+    assert result.comparison is not None
+    assert result.study.answer == env.store.get_study("small").answer == result.comparison.answer
+    assert result.report is None
+    assert any(text.startswith("no report: ") for text in said)
+
+
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.slow
 def test_a_name_is_used_once(env: Environment) -> None:
     spec = study_spec(**QUICK)

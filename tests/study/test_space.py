@@ -46,9 +46,7 @@ def test_the_budget_says_what_joins(trials: int, names: list[str]) -> None:
     assert joined(trials) == names
 
 
-@pytest.mark.parametrize(
-    ("diverges_at", "high"), [(None, 1e-2), (1e-3, 1e-2), (3.0, 2.0)], ids=str
-)
+@pytest.mark.parametrize(("diverges_at", "high"), [(None, 1e-2), (1e-3, 1e-2), (3.0, 2.0)], ids=str)
 def test_a_refused_range_test_still_says_how_high_rates_go(
     diverges_at: float | None, high: float
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -58,12 +58,6 @@ def list_studies(context: Context, as_json: bool) -> None:
         print_table(columns, [[row[c] for c in columns] for row in rows])
 
 
-def _spec_of(study: Study, model: Any) -> Any:
-    if "arms" not in study.spec:
-        raise UsageError(f"{study.name!r} is a range test; see `tuner trial list {study.name}`")
-    return model.model_validate(study.spec)
-
-
 @click.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The HTML file to write.")
@@ -79,19 +73,20 @@ def report(context: Context, names: tuple[str, ...], output: Path | None) -> Non
       tuner study report digits tabular charlm
     """
     from tuner.service import comparison_of, make_report
-    from tuner.spec import StudySpec
 
     path = output or context.home.reports / f"{'+'.join(names)}.html"
-    with closing(context.open_store()) as store:
-        if len(names) == 1:
-            _spec_of(store.get_study(names[0]), StudySpec)
-            made = make_report(names[0], store, path, comparison_of(names[0], store))
-        else:
-            from tuner.compare.pooled_report import write_pooled_report
-            from tuner.findings import Rows, pool_studies
+    try:
+        with closing(context.open_store()) as store:
+            if len(names) == 1:
+                made = make_report(names[0], store, path, comparison_of(names[0], store))
+            else:
+                from tuner.compare.pooled_report import write_pooled_report
+                from tuner.findings import Rows, pool_studies
 
-            pooled = pool_studies([Rows(name, store) for name in names])
-            made = write_pooled_report(path, pooled)
+                pooled = pool_studies([Rows(name, store) for name in names])
+                made = write_pooled_report(path, pooled)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
     click.echo(made)
 
 

@@ -12,7 +12,6 @@ from tuner.cli.context import Context, pass_context
 from tuner.cli.options import json_option
 from tuner.cli.render import note, print_json, print_table
 from tuner.cli.study_read import shown_state
-from tuner.errors import UsageError
 
 if TYPE_CHECKING:
     from tuner.records import Study, Trial
@@ -44,11 +43,9 @@ def show(context: Context, name: str, as_json: bool) -> None:
 
     with closing(context.open_store()) as store:
         study = store.get_study(name)
-        if "arms" not in study.spec:
-            raise UsageError(f"{name!r} is a range test; see `tuner trial list {name}`")
+        spec = StudySpec.of(study)
         state = shown_state(store, study)
         trials, curves = store.trials(name), store.lr_curves(name)
-    spec = StudySpec.model_validate(study.spec)
     standing = standing_of(spec, History({t.number: t for t in trials}, curves))
     if as_json:
         print_json(as_data(study, state, spec, standing, trials))
@@ -124,8 +121,9 @@ def _print(
     note(str(standing.calibration))
     if standing.calibration.memory_bytes is not None:
         note(f"memory at most {standing.calibration.memory_bytes / 2**20:,.0f} MiB a worker so far")
+    last = {t.failure.kind: t.failure.message for t in trials if t.failure is not None}
     for kind, count in standing.failures.items():
-        note(f"{count} trials: {kind}")
+        note(f"{count} trials: {kind}, the last: {last[kind]}")
     if state in UNDER_WAY:
         left = standing.left
         steps = "" if left.steps is None else f", {left.steps:,} steps"
