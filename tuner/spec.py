@@ -253,6 +253,8 @@ def _explain(error: Any) -> str:
         return f"{key}: unknown key{near}; allowed: {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"{key}: missing"
+    if error["type"] == "tuple_type":  # TOML has no tuples
+        message = "allowed: [[arms]], once for each arm" if key == "arms" else "allowed: a list"
     if error["type"] == "string_pattern_mismatch":
         message = {
             "study.task": 'allowed: "package.module:function"',
@@ -317,7 +319,7 @@ def load_spec(path: Path, overrides: tuple[str, ...] = ()) -> StudySpec:
         UsageError: the file cannot be read, is not TOML, or says something that is not allowed.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

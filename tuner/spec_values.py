@@ -54,7 +54,7 @@ BatchSizes = Annotated[tuple[int, ...], BeforeValidator(_batch_sizes)]
 
 def near_miss(word: str, allowed: Collection[str]) -> str:
     """What was probably meant, as the end of a sentence; empty when nothing is near."""
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word.lower(), allowed, n=1, cutoff=0.6)  # as in AdamW, SGD
     return f"; did you mean {close[0]!r}" if close else ""
 
 

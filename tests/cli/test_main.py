@@ -53,6 +53,7 @@ def test_lists_of_commands_show_whole_sentences(tuner: Tuner, path: tuple[str, .
         (["init", "a", "b"], "Got unexpected extra argument"),
         (["devices", "--slots", "none"], "'none' is not a valid integer"),
         (["optimizers", "show", "adamm"], "no optimizer 'adamm'; did you mean 'adam'?"),
+        (["optimizers", "show", "AdamW"], "no optimizer 'AdamW'; did you mean 'adamw'?"),
     ],
 )
 def test_a_slip_is_answered_with_what_is_allowed(

@@ -232,6 +232,14 @@ def test_trials(ask: Tuner) -> None:
         "trial", "list", "small", "--stage", "explore", "--arm", "adamw-constant", "--json"
     )
     assert len(explored.json) == 3
+    for option, given, allowed in (
+        ("--stage", "decided", "decide"),
+        ("--arm", "sgd", "sgd-cosine"),
+    ):
+        wrong = ask("trial", "list", "small", option, given)
+        assert (wrong.code, wrong.out) == (2, "")
+        assert f"{option} {given}: allowed: " in wrong.err
+        assert allowed in wrong.err
     lines = ask("trial", "list", "small").out.splitlines()
     assert len(lines) == 1 + len(trials)
 

@@ -121,7 +121,9 @@ MISTAKES = [
     ({"budget": {"arm_trials": {"adamw": 3}}}, ["budget.arm_trials", "filled in by the plan"]),
     ({"warm": {}}, ["warm", "filled in by the plan"]),
     ({"search": {"join": "some"}}, ["search.join", "'some'", "'auto', 'none' or 'all'"]),
-    ({"study": {"warm_start": "old"}}, ["study.warm_start", "'old'", "tuple"]),
+    ({"study": {"warm_start": "old"}}, ["study.warm_start", "'old'", "a list"]),
+    ({"arms": "sgd"}, ["arms = 'sgd': allowed: [[arms]], once for each arm"]),
+    ({"arms": [{"optimizer": "SGD"}]}, ["arms[0].optimizer", "'SGD'", "did you mean 'sgd'"]),
     ({"budget": {"trials_per_arm": True}}, ["budget.trials_per_arm = True", "a number"]),
     ({"budget": {"hours": float("inf")}}, ["budget.hours = inf", "finite"]),
     ({"study": {"margin": True}}, ["study.margin = True", "a number"]),
@@ -168,6 +170,13 @@ def test_a_file_that_is_no_study(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(UsageError, match=r"bad\.toml: "):
         load_spec(file)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    """Some editors begin every file with one."""
+    file = tmp_path / "marked.toml"
+    file.write_text(GOOD, encoding="utf-8-sig")
+    assert load_spec(file).study.name == "marked"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def show(name: str, as_json: bool) -> None:
     from optimizers import get_rule, names
 
     if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1)
+        close = difflib.get_close_matches(name.lower(), names(), n=1)
         near = f"did you mean {close[0]!r}? " if close else ""
         raise UsageError(f"no optimizer {name!r}; {near}allowed: {', '.join(names())}")
     rule = get_rule(name)

@@ -121,7 +121,7 @@ def _print(
     note(str(standing.calibration))
     if standing.calibration.memory_bytes is not None:
         note(f"memory at most {standing.calibration.memory_bytes / 2**20:,.0f} MiB a worker so far")
-    last = {t.failure.kind: t.failure.message for t in trials if t.failure is not None}
+    last: dict[str, str] = {t.failure.kind: t.failure.message for t in trials if t.failure}
     for kind, count in standing.failures.items():
         note(f"{count} trials: {kind}, the last: {last[kind]}")
     if state in UNDER_WAY:

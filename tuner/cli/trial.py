@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -11,6 +12,7 @@ from tuner.cli.context import Context, pass_context
 from tuner.cli.lazy import LazyGroup
 from tuner.cli.options import json_option
 from tuner.cli.render import note, print_json, print_table
+from tuner.errors import UsageError
 
 if TYPE_CHECKING:
     from tuner.records import Evaluation, Trial
@@ -42,6 +44,11 @@ def as_record(trial: Trial) -> dict[str, Any]:
     return {key: row[key] for key in (*keys, *times)}
 
 
+def _require(option: str, value: str | None, allowed: Collection[str]) -> None:
+    if value is not None and value not in allowed:
+        raise UsageError(f"{option} {value}: allowed: {', '.join(allowed)}")
+
+
 @click.command("list")
 @click.argument("name")
 @click.option("--stage", help="Only trials of this stage.")
@@ -58,10 +65,14 @@ def list_trials(
       tuner trial list digits --stage explore
       tuner trial list digits --json
     """
-    from tuner.records import assigned
+    from tuner.records import Stage, assigned
 
     with contextlib.closing(context.open_store()) as store:
-        rows = [t for t in store.trials(name) if stage in (None, t.stage) and arm in (None, t.arm)]
+        trials, spec = store.trials(name), store.get_study(name).spec
+    arms = dict.fromkeys([*(a["name"] for a in spec.get("arms", ())), *(t.arm for t in trials)])
+    _require("--stage", stage, get_args(Stage))
+    _require("--arm", arm, arms)
+    rows = [t for t in trials if stage in (None, t.stage) and arm in (None, t.arm)]
     if as_json:
         print_json([as_record(t) for t in rows])
         return
