@@ -115,17 +115,19 @@ class Search:
         self.rig.reset()
         looks = min(self.plan.looks, self.rig.most_looks)
         self.before = self.rig.held_out(looks)
-        if np.isfinite(self.before).all() and self.start is None:
+        if not np.isfinite(self.before).all():
+            reason = "the loss is not finite before the first step: look at the data and the loss"
+            return self._told(refusal([], None, "diverges-everywhere", reason))
+        if self.start is None:
             self.rig.warm(WARM)
-        self.noise = float(np.std(self.before)) if np.isfinite(self.before).all() else 0.0
-        if np.isfinite(self.before).all():
-            cap = self.rig.cap(LOW, CEILING)
-            self.cap = cap if cap > self.low else math.inf
+        self.noise = float(np.std(self.before))
+        cap = self.rig.cap(LOW, CEILING)
+        self.cap = cap if cap > self.low else math.inf
         high, ceiling = min(self.high, self.cap), min(CEILING, self.cap)
         points = coarse(self._ramp, self.low, high, self.plan.ramp, self.noise, ceiling)
         usable = explosion([loss for _, loss in points], self.noise)
         top = None if usable is None else points[usable][0]
-        if not np.isfinite(self.before).all() or usable == 0 or (usable is not None and usable < 3):
+        if usable is not None and usable < 3:
             reason = "no learning rate gives a finite loss: it explodes at every rate tried"
             return self._told(refusal(points, top, "diverges-everywhere", reason))
         start = _start(points, top, self.noise) if self.start is None else math.log10(self.start)
