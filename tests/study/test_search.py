@@ -137,12 +137,6 @@ def test_the_box_comes_from_the_range_test() -> None:
     assert suggested_point(spec, spec.arms[0], CURVE)["lr"] == CURVE.suggested_lr
 
 
-def test_without_a_suggestion_the_box_is_the_rules() -> None:
-    spec = study_spec()
-    refused = CURVE.model_copy(update={"suggested_lr": None, "low": None, "high": None})
-    assert arm_space(spec, spec.arms[0], refused)[0].high == pytest.approx(3e-2)
-
-
 def test_sgd_moves_linearly_and_adamw_by_the_root() -> None:
     spec = study_spec(arms=[ADAMW, SGD])
     point = {"lr": 0.01, "batch_size": 8, "weight_decay": 0.0}
