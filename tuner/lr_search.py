@@ -322,14 +322,8 @@ class Search:
             for horizon, forks in sorted(self.forks.items())
             for fork in forks
         ]
-        extra = {
-            "grid": grid,
-            "axis": self.axis,
-            "method": "forks",
-            "run_steps": self.plan.run_steps,
-            "cost": round(self.cost, 1),
-        }
-        return curve.model_copy(update=extra)
+        how = {"axis": self.axis, "method": "forks", "run_steps": self.plan.run_steps}
+        return curve.model_copy(update={**how, "grid": grid, "cost": round(self.cost, 1)})
 
 
 def miniature(schedule: Schedule, horizon: int, run_steps: int) -> Schedule:
