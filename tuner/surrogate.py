@@ -97,8 +97,10 @@ class Surrogate:
         variances = np.maximum(PRIOR - (solved**2).sum(1), 1e-10)
         if short is not None:
             noise, added = self.settings[:, -2, None] ** 2, self.settings[:, -1, None] ** 2
-            shorts = np.full(len(places), short)
-            unseen = np.linalg.solve(self.factors, self._covariance(places, shorts))
+            unseen = solved
+            if short:
+                shorts = np.full(len(places), short)
+                unseen = np.linalg.solve(self.factors, self._covariance(places, shorts))
             shared = PRIOR - (solved * unseen).sum(1)
             run = PRIOR + short**2 * (added + LEVEL**2) - (unseen**2).sum(1) + noise
             variances = np.maximum(shared**2 / np.maximum(run, 1e-10), 1e-10)
@@ -178,6 +180,8 @@ def _covariance(
     inverse = settings[:, :-2] ** -2.0
     function = _matern(np.einsum("nmd,kd->knm", squared, inverse))
     both_short = np.outer(left_shorts, right_shorts)
+    if not both_short.any():  # what follows vanishes, and takes longer
+        return np.asarray(function + LEVEL**2, dtype=np.float64)
     added = settings[:, -1, None, None] ** 2 * function * both_short
     axes = list(gradual)
     apart = np.einsum("nmd,kd->knm", squared[:, :, axes], inverse[:, axes])
