@@ -347,10 +347,10 @@ def ema_square(old: Tensor, new: Tensor, beta: Scalar) -> Tensor:
 
 
 def add_scaled(base: Tensor, other: Tensor, scale: Scalar) -> Tensor:
-    """``base + scale·other``."""
+    """``base + scale·other``; ``base`` itself if the scale is a number that is zero."""
     if isinstance(scale, Tensor):
         return base + scale * other
-    return torch.add(base, other, alpha=scale)
+    return torch.add(base, other, alpha=scale) if scale else base
 
 
 def at_least(values: Tensor, bound: Scalar) -> Tensor:

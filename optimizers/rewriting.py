@@ -3,13 +3,14 @@
 A rule says what it computes in the order that reads best. Of an eager step every operation is a
 call and a walk through the cache, so a factor (clipping, most of all) moves into the coefficient
 that a later operation has anyway, and a product or quotient that is only added goes into
-``addcmul`` or ``addcdiv``. Results differ from the rule's own by their rounding.
+``addcmul`` or ``addcdiv``. A sum of sums becomes one, of which ``lerp`` may do two terms. Results
+differ from the rule's own by their rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -107,6 +108,37 @@ def fuse(step: Step, maker: Step) -> Step | None:
     return replace(step, call=fused, args=(terms[0], *maker.args), kwargs={"value": alpha})
 
 
+def addends(step: Step) -> list[tuple[Place, float]] | None:
+    """The values that a step adds up, and their factors; None if it does something else."""
+    args, alpha = step.args, step.kwargs.get("alpha", 1)
+    numbers = [is_number(arg) for arg in args]
+    if step.call is torch.mul and numbers == [False, True]:
+        return [(args[0], args[1])]
+    if step.call is torch.add and numbers == [False, False]:
+        return [(args[0], 1.0), (args[1], alpha)]
+    if step.call is torch.lerp and numbers == [False, False, True]:
+        return [(args[0], 1.0 - args[2]), (args[1], args[2])]
+    return None
+
+
+def summed(terms: Mapping[int, float], result: int, unused: int) -> list[Step]:
+    """Steps that add up values times their factors; ``unused`` and up number what is between."""
+    (first, factor), *rest = sorted(terms.items(), key=lambda term: term[1] != 1)
+    steps = []
+    if factor != 1:
+        second = next((v for v, f in rest if abs(factor + f - 1) < 1e-15), None)
+        if second is None:
+            steps.append(Step(torch.mul, (Place(first), factor), unused))
+        else:
+            steps.append(Step(torch.lerp, (Place(first), Place(second), terms[second]), unused))
+            rest = [term for term in rest if term[0] != second]
+        first = unused
+    for number, (value, each) in enumerate(rest, unused + 1):
+        steps.append(Step(torch.add, (Place(first), Place(value)), number, {"alpha": each}))
+        first = number
+    return [*steps[:-1], replace(steps[-1], result=result)] if steps else []
+
+
 class Rewriting:
     """Steps in their order, each value made once, and the values that are wanted at the end."""
 
@@ -159,6 +191,34 @@ class Rewriting:
         del self.steps[index]
         return True
 
+    def terms(self, index: int) -> tuple[dict[int, float], set[int]]:
+        """What a step adds up, sums that it alone reads taken apart, and all steps of that."""
+        terms: dict[int, float] = {}
+        used = {index}
+        for place, factor in addends(self.steps[index]) or ():
+            makers = [i for i, step in enumerate(self.steps) if step.result == place.number]
+            within = {place.number: 1.0}
+            if makers and self.alone(makers[0]) == index and addends(self.steps[makers[0]]):
+                within, inner = self.terms(makers[0])
+                used |= inner
+            for value, each in within.items():
+                terms[value] = terms.get(value, 0.0) + factor * each
+        return terms, used
+
+    def straighten(self, index: int) -> bool:
+        """Add up at once, as early as can be, what takes more steps as a sum of sums."""
+        terms, used = self.terms(index)
+        made = {step.result: number for number, step in enumerate(self.steps)}
+        unused = 1 + max([*made, *terms, 0])
+        steps = summed(terms, self.steps[index].result, unused) if len(used) > 2 else []
+        if not steps or len(steps) >= len(used):
+            return False
+        begin = 1 + max(made.get(value, -1) for value in terms)
+        early = [step for i, step in enumerate(self.steps[:begin]) if i not in used]
+        late = [step for i, step in enumerate(self.steps) if i >= begin and i not in used]
+        self.steps = [*early, *steps, *late]
+        return True
+
     def past_root(self, index: int) -> bool:
         """``√(factor·base)`` as ``√factor·√base``, whose factor may go on."""
         step, reader = self.steps[index], self.alone(index)
@@ -174,7 +234,7 @@ class Rewriting:
 
     def run(self) -> list[Step]:
         """Rewrite until nothing changes: every change removes a step, or moves one back."""
-        changes = (self.drop, self.fuse, self.move)
+        changes = (self.drop, self.fuse, self.move, self.straighten)
         while any(change(i) for change in changes for i in range(len(self.steps))):
             pass
         return self.steps

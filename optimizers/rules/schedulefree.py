@@ -24,6 +24,7 @@ from optimizers.core import (
     Scalar,
     State,
     Values,
+    add_scaled,
     bias_correction,
     ema_square,
     where,
@@ -55,7 +56,7 @@ def advance_points(
     step: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar, beta: Scalar
 ) -> tuple[Tensor, State]:
     """Move z along ``step`` and the average with it; returns how far y moves per learning rate."""
-    step = step + hyper.weight_decay * param
+    step = add_scaled(step, param, hyper.weight_decay)
     factor = warmed_up(hyper, t)
     share, numbers = average_weight(state, hyper, factor, t)
     lr = where(hyper.lr > 0, hyper.lr, 1.0)  # with 0 nothing moves

@@ -27,11 +27,10 @@ EPS = 1e-15  # the authors'; keeps the ratio defined where the Hessian is zero
 def update(
     grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
 ) -> tuple[Tensor, State]:
-    """The momentum over the Hessian, each entry at most 1; its sign where the Hessian is small."""
+    """The momentum over the Hessian within -1 and 1, its sign where the Hessian is small."""
     exp_avg = ema(state["exp_avg"], grad, hyper.beta1)
     curvature = state["hessian"] * (hyper.rho * hyper.bs) + EPS
-    direction = exp_avg.sign() * (exp_avg.abs() / curvature).clamp(max=1.0)
-    return direction, {**state, "exp_avg": exp_avg}
+    return (exp_avg / curvature).clamp(-1.0, 1.0), {**state, "exp_avg": exp_avg}
 
 
 def observe(grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar) -> State:

@@ -99,6 +99,20 @@ def test_a_factor_whose_square_leaves_float32_stays(factor):
     assert fewer([scaled, squares], {4}) == [scaled, squares]
 
 
+def test_a_sum_of_sums_is_one():
+    steps = [
+        Step(torch.sub, (Place(0), Place(1)), 3),
+        Step(torch.mul, (Place(2), 4.0), 4),
+        Step(torch.add, (Place(4), Place(3)), 5, {"alpha": 0.5}),
+        Step(torch.add, (Place(0), Place(5)), 6, {"alpha": -0.25}),
+    ]
+    found = fewer(steps, {6})  # p - (4 g + (p - z) / 2) / 4 = 7/8 p + z/8 - g
+    assert names(found) == ["lerp", "add"]
+    assert found[0].args == (Place(0), Place(1), 0.125)
+    assert found[1].args[1] == Place(2)
+    assert found[1].kwargs == {"alpha": -1.0}
+
+
 def test_what_nobody_reads_is_left_out():
     assert fewer([Step(torch.sqrt, (Place(0),), 3), Step(torch.neg, (Place(1),), 4)], {4}) == [
         Step(torch.mul, (Place(1), -1.0), 4)
