@@ -30,7 +30,7 @@ from optimizers.precision import compute_dtype, narrow, noise_source, widen
 from optimizers.replay import LEAST, Repeated, arrays
 from optimizers.stacks import gather, over_stack, scatter, stacks
 
-CHUNK = 2**17  # elements a thread; smaller pieces pay for calls, larger ones fall out of its cache
+CHUNK = 2**17  # elements a thread; smaller pieces pay for calls, larger ones with memory
 ROWS = 2**20  # elements of a block of rows, which take several passes
 VALUES = "values"  # what goes through a rule's core, while it is beside the rule's own state
 

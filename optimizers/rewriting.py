@@ -145,6 +145,11 @@ class Rewriting:
     def __init__(self, steps: Sequence[Step], wanted: set[int]) -> None:
         self.steps, self.wanted = [plain(step) for step in steps], wanted
 
+    @property
+    def made(self) -> dict[int, int]:
+        """Which step makes each value that is no input."""
+        return {step.result: index for index, step in enumerate(self.steps)}
+
     def readers(self, value: int) -> list[int]:
         """Which steps read a value."""
         return [index for index, step in enumerate(self.steps) if step.reads(value)]
@@ -196,10 +201,10 @@ class Rewriting:
         terms: dict[int, float] = {}
         used = {index}
         for place, factor in addends(self.steps[index]) or ():
-            makers = [i for i, step in enumerate(self.steps) if step.result == place.number]
+            maker = self.made.get(place.number)
             within = {place.number: 1.0}
-            if makers and self.alone(makers[0]) == index and addends(self.steps[makers[0]]):
-                within, inner = self.terms(makers[0])
+            if maker is not None and self.alone(maker) == index and addends(self.steps[maker]):
+                within, inner = self.terms(maker)
                 used |= inner
             for value, each in within.items():
                 terms[value] = terms.get(value, 0.0) + factor * each
@@ -208,7 +213,7 @@ class Rewriting:
     def straighten(self, index: int) -> bool:
         """Add up at once, as early as can be, what takes more steps as a sum of sums."""
         terms, used = self.terms(index)
-        made = {step.result: number for number, step in enumerate(self.steps)}
+        made = self.made
         unused = 1 + max([*made, *terms, 0])
         steps = summed(terms, self.steps[index].result, unused) if len(used) > 2 else []
         if not steps or len(steps) >= len(used):

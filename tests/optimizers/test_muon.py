@@ -1,6 +1,7 @@
 """Muon: which parameters it takes, what it makes of a convolution, and its AdamW partner."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -87,6 +88,24 @@ def test_the_direction_is_close_to_orthogonal():
     values = torch.linalg.svdvals(moved.reshape(8, 36))
     assert (values > 0.6).all()
     assert (values < 1.3).all()
+
+
+@pytest.mark.parametrize("clip", [{"clip_norm": 0.5}, {"clip_per_layer": 0.5}], ids=str)
+def test_a_stack_of_matrices_gives_each_its_own(clip):
+    """Kernels take those of one shape together, wherever they are in the group."""
+    ends = []
+    for engine in ("eager", "compiled"):
+        source = torch.Generator().manual_seed(0)
+        draw = partial(torch.randn, generator=source, dtype=torch.float64)
+        shapes = [(6, 4), (3, 9), (6, 4), (5, 5), (3, 9), (6, 4)]
+        params = [nn.Parameter(draw(shape)) for shape in shapes]
+        opt = optimizers.Muon(params, lr=0.1, engine=engine, **clip)
+        for _ in range(3):
+            for param in params:  # the size of one gradient alone would make no difference
+                param.grad = draw(param.shape) * draw(()).exp()
+            opt.step()
+        ends.append([param.detach() for param in params])
+    torch.testing.assert_close(*ends)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
