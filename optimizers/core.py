@@ -19,8 +19,10 @@ Parameters arrive real (complex ones as pairs of reals) and in the precision of 
 How a rule says what it needs:
 
 - ``scope="element"``: entries do not see each other, so engines may cut, flatten and join tensors.
-- ``scope="tensor"``: norms or matrices over one whole tensor (lamb, adafactor, muon).
-- ``scope="model"``: sums over all parameters, through `ModelHook` (prodigy).
+- ``scope="sums"``: they do through norms and sums over the whole tensor alone, whose number of
+  dimensions is all that the rule asks of its shape (lamb, lars).
+- ``scope="tensor"``: anything over one whole tensor, such as matrices (adafactor, muon).
+- ``scope="model"``: entries alone, after sums over all parameters by a `ModelHook` (prodigy).
 - ``state(param, hyper)`` allocates on the host with plain numbers. A 0-D tensor is a scalar per
   parameter (nadam's ``mu_product``); any other shape is allowed for scope "tensor" (factors,
   bases).
@@ -42,18 +44,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isnan, nan, prod
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from optimizers.meta import WithoutSympy
 from optimizers.parts import Blocks, Core
 
 Scalar: TypeAlias = float | Tensor
 State: TypeAlias = dict[str, Tensor]
 Values: TypeAlias = SimpleNamespace
-Scope: TypeAlias = Literal["element", "tensor", "model"]
+Scope: TypeAlias = Literal["element", "sums", "tensor", "model"]
 DecayMode: TypeAlias = Literal["l2", "decoupled", "independent", "inside", "none"]
 BatchScaling: TypeAlias = Literal["linear", "sqrt", "none"]
 Update: TypeAlias = Callable[[Tensor, Tensor, State, Values, Scalar], tuple[Tensor, State]]
@@ -185,12 +187,12 @@ class Rule:
     learning rate follows the batch size. ``linear`` rules step in proportion to the gradients, so
     that L2 decay shrinks their weights as decoupled decay does. ``summed`` names the number whose
     buffer sums past steps up without a weight: a steady step is 1 / (1 - it) times a single one.
-    ``check(values)`` returns what is wrong with a
-    combination of values, or None. ``torch_group`` is what the param groups of torch's optimizer
-    for this rule say and ours do not: it goes into checkpoints, and a checkpoint that says
-    otherwise is one of another rule. ``sparse`` is None for rules that refuse sparse gradients; for
-    the others it says whether rows without a gradient stay as they are. ``equations`` is the rule
-    in math, in the code's own names; ``when`` says when to choose it.
+    ``check(values)`` returns what is wrong with a combination of values, or None.
+    ``torch_group`` is what the param groups of torch's optimizer for this rule say and ours do not:
+    it goes into checkpoints, and a checkpoint that says otherwise is one of another rule.
+    ``sparse`` is None for rules that refuse sparse gradients; for the others it says whether rows
+    without a gradient stay as they are. ``equations`` is the rule in math, in the code's own names;
+    ``when`` says when to choose it.
     """
 
     name: str
@@ -220,6 +222,11 @@ class Rule:
     partner: Partner | None = None
     blocks: Blocks | None = None
     core: Core | None = None
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether `update` takes any part of the entries."""
+        return self.scope in ("element", "model")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -289,26 +296,8 @@ class Rule:
 
     def state_layout(self, shape: Sequence[int], dtype: torch.dtype, hyper: Values) -> State:
         """The state of a parameter of this shape and dtype as tensors without memory ("meta")."""
-        with _WithoutSympy():
+        with WithoutSympy():
             return self.state(torch.empty(shape, dtype=dtype, device="meta"), hyper)
-
-
-class _WithoutSympy(TorchFunctionMode):
-    """For a meta tensor torch.zeros_like imports sympy, a third of a second in every process."""
-
-    NEW: ClassVar[dict[Any, Any]] = {
-        torch.zeros_like: Tensor.new_zeros,
-        torch.full_like: Tensor.new_full,
-    }
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        kwargs = kwargs or {}
-        if func in self.NEW and not kwargs.keys() - {"memory_format", "dtype"}:
-            tensor, *fill = args
-            return self.NEW[func](tensor, tensor.shape, *fill, dtype=kwargs.get("dtype"))
-        return func(*args, **kwargs)
 
 
 @overload

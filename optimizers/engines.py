@@ -18,6 +18,7 @@ from torch import Tensor
 from optimizers.clipping import readable
 from optimizers.core import (
     DecayMode,
+    ModelHook,
     Rule,
     Scalar,
     State,
@@ -26,28 +27,12 @@ from optimizers.core import (
     advance,
 )
 from optimizers.parts import Blocks, Core, Known, follow
+from optimizers.pieces import ROWS, Piece, chunk, chunks, row_blocks
 from optimizers.precision import compute_dtype, narrow, noise_source, widen
-from optimizers.replay import LEAST, Repeated, arrays
+from optimizers.replay import Computed, Repeated
 from optimizers.stacks import gather, over_stack, scatter, stacks
 
-CHUNK = 2**17  # elements a thread; smaller pieces pay for calls, larger ones with memory
-ROWS = 2**20  # elements of a block of rows, which take several passes
 VALUES = "values"  # what goes through a rule's core, while it is beside the rule's own state
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A parameter, or a part of one, with what belongs to it; ``scale`` multiplies the gradient.
-
-    ``t`` is how many updates the state will have absorbed after this one.
-    """
-
-    param: Tensor
-    grad: Tensor
-    state: State
-    compensation: Tensor | None
-    t: float
-    scale: Scalar
 
 
 @dataclass
@@ -116,49 +101,6 @@ def seen(batch: Batch, piece: Piece) -> tuple[Tensor, Tensor]:
     return grad, param
 
 
-def flat(tensors: list[Tensor]) -> list[Tensor] | None:
-    """1-D views that pair up entries, or None when the layouts differ or have holes."""
-    first = tensors[0]
-    alike = all(t.stride() == first.stride() and t.shape == first.shape for t in tensors)
-    dense = sum((n - 1) * s for n, s in zip(first.shape, first.stride(), strict=True)) + 1
-    if not alike or dense != first.numel():
-        return None
-    return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
-
-
-def chunk() -> int:
-    """Elements of a piece, of which every thread gets a share."""
-    return CHUNK * torch.get_num_threads()
-
-
-def chunks(piece: Piece) -> Iterator[Piece]:
-    """Views of one parameter and what belongs to it, in pieces where the layout allows it."""
-    param = piece.param
-    whole = {key: value for key, value in piece.state.items() if value.shape == param.shape}
-    extra = [] if piece.compensation is None else [piece.compensation]
-    views = None
-    if param.numel() >= LEAST and not isinstance(piece.scale, Tensor):
-        views = flat([param, piece.grad, *extra, *whole.values()])
-    if views is None:
-        yield piece
-        return
-    for part, grad, *rest in zip(*(torch.split(view, chunk()) for view in views), strict=True):
-        state = {**piece.state, **dict(zip(whole, rest[len(extra) :], strict=True))}
-        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
-
-
-def row_blocks(piece: Piece) -> Iterator[Piece]:
-    """Views of some rows, or matrices, each, and of the state that has an entry for each."""
-    height, size = piece.param.shape[0], ROWS if piece.param.dim() == 2 else chunk()
-    rows = max(1, size * height // piece.param.numel())
-    extra = [] if piece.compensation is None else [piece.compensation]
-    tall = {key: value for key, value in piece.state.items() if value.shape[:1] == (height,)}
-    cuts = (torch.split(t, rows) for t in (piece.param, piece.grad, *extra, *tall.values()))
-    for part, grad, *rest in zip(*cuts, strict=True):
-        state = {**piece.state, **dict(zip(tall, rest[len(extra) :], strict=True))}
-        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
-
-
 def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
     """Blocks of rows, each with the rule that knows the sums over all of them."""
     parts = list(row_blocks(piece))
@@ -184,7 +126,7 @@ def parts_of(batch: Batch, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
     big = piece.param.numel() > most and not isinstance(piece.scale, Tensor)
     if blocks is not None and big and piece.param.dim() > 1:
         yield from in_rows(batch, blocks, piece)
-    elif batch.rule.scope == "element":
+    elif batch.rule.entrywise:
         yield from ((batch.rule, part) for part in chunks(piece))
     else:
         yield batch.rule, piece
@@ -215,8 +157,8 @@ class Around:
         mode: DecayMode = "none" if batch.mode == "l2" else batch.mode  # is in the values already
         self.after = replace(batch, rule=rule, mode=mode, bound=None, maximize=False)
         self.scratch: Tensor | None = None
-        self.first = Repeated(lambda part: (None, self.before(part)))
-        self.last = Repeated(lambda part: stepped(self.after, rule, part))
+        self.first = Repeated(lambda part: Computed(None, self.before(part), {}))
+        self.last = Repeated(lambda part: Computed(*stepped(self.after, rule, part), {}))
 
     def before(self, part: Piece) -> State:
         """New state and values."""
@@ -258,29 +200,23 @@ class Around:
         return self.scratch[:size]
 
 
-def step_repeated(repeated: Repeated, piece: Piece) -> bool:
-    """Step a large parameter by what was recorded of its first piece; False: it cannot be."""
-    views = flat(arrays(piece)) if piece.param.numel() >= LEAST else None
-    found = None if views is None else repeated.find(next(chunks(piece)))
-    if views is None or found is None:
-        return False
-    again, numbers = found
-    for part in zip(*(torch.split(view, chunk()) for view in views), strict=True):
-        again.run(part)
-    store(piece.state, numbers)
-    return True
-
-
 def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
     """Step one parameter, piece by piece."""
     shared: State = {}
     for rule, part in parts_of(batch, piece):
-        for key, value in step_part(batch, rule, part, noise).items():
-            if part.state[key] is not piece.state[key]:
-                part.state[key].copy_(value)
-            else:  # all pieces have to see the old one
-                shared[key] = value
+        shared |= store_part(piece, part, step_part(batch, rule, part, noise))
     store(piece.state, shared)
+
+
+def store_part(piece: Piece, part: Piece, new: State) -> State:
+    """Write a part's new state; returns what all parts share, which first have to see the old."""
+    shared: State = {}
+    for key, value in new.items():
+        if part.state[key] is not piece.state[key]:
+            part.state[key].copy_(value)
+        else:
+            shared[key] = value
+    return shared
 
 
 def step_stack(batch: Batch, pieces: Sequence[Piece]) -> None:
@@ -312,13 +248,16 @@ def alone(batch: Batch) -> Callable[[Piece, torch.Generator | None], None]:
     """How parameters of a batch are stepped one by one."""
     if batch.rule.core is not None:
         return Around(batch, batch.rule.core).step
-    if batch.rule.scope != "element":
+    if batch.rule.scope == "tensor":
         return partial(step_dense, batch)
-    repeated = Repeated(lambda part: stepped(batch, batch.rule, part))
+    repeated = Repeated(lambda part: Computed(*stepped(batch, batch.rule, part), {}))
 
     def step(piece: Piece, noise: torch.Generator | None) -> None:
-        if noise is not None or not step_repeated(repeated, piece):
+        new = None if noise is not None else repeated.step(piece)
+        if new is None:
             step_dense(batch, piece, noise)
+        else:
+            store(piece.state, new.state)
 
     return step
 
@@ -356,6 +295,29 @@ def store(state: State, new: State) -> None:
         state[key].copy_(value)
 
 
+def partial_sums(batch: Batch, hook: ModelHook) -> Iterator[dict[str, Tensor]]:
+    """What each parameter contributes to the sums over all of them."""
+
+    def contribution(piece: Piece) -> Computed:
+        grad, param = seen(batch, piece)
+        sums, state = hook.partial(grad, param, piece.state, batch.hyper, piece.t)
+        return Computed(None, state, sums)
+
+    repeated = Repeated(contribution)
+    for piece in batch.pieces():
+        found = repeated.step(piece)
+        if found is not None:
+            store(piece.state, found.state)
+            yield {key: readable(value) for key, value in found.sums.items()}
+            continue
+        shared: State = {}
+        for part in chunks(piece):
+            own = contribution(part)
+            shared |= store_part(piece, part, own.state)
+            yield {key: readable(value) for key, value in own.sums.items()}
+        store(piece.state, shared)
+
+
 def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, float]:
     """Run a `ModelHook` over all parameters; returns the new shared scalars.
 
@@ -370,11 +332,8 @@ def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, fl
     totals: dict[str, Tensor] = {}
     for batch in batches:
         vars(batch.hyper).update(before)
-        for piece in batch.pieces():
-            grad, param = seen(batch, piece)
-            sums, new_state = hook.partial(grad, param, piece.state, batch.hyper, piece.t)
-            store(piece.state, new_state)
-            for key, value in zip(sums, map(readable, sums.values()), strict=True):
+        for sums in partial_sums(batch, hook):
+            for key, value in sums.items():
                 totals[key] = totals[key] + value.to(totals[key].device) if key in totals else value
         for table in batch.tables:
             for key, part in table.totals(batch.hyper, batch.bound, batch.maximize).items():

@@ -4,50 +4,27 @@ A pure rule allocates what it returns and has it copied afterwards, which is a f
 step. So the torch operations on a few entries are written down, and done again for whole pieces of
 the same age and scale with their results in reused buffers, or straight in the state and the
 parameter once nobody needs what was there, and in fewer calls (`optimizers.rewriting`). Numbers in
-the state (0-D tensors) are constants of what was written down. What is not entry by entry is left
-to the ordinary way.
+the state (0-D tensors) are constants of what was written down. What is neither entry by entry nor a
+sum over all entries is left to the ordinary way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from optimizers.calls import COMBINED, COPY
 from optimizers.core import State
+from optimizers.phases import Phases
+from optimizers.pieces import LEAST, ROWS, Piece, cut
 from optimizers.precision import compute_dtype
+from optimizers.recording import Made, Recording, record
 from optimizers.rewriting import Place, Step, fewer
-
-if TYPE_CHECKING:
-    from optimizers.engines import Piece
-
-LEAST = 2**15  # entries that are worth a recording
-COPY = torch.ops.aten.clone.out
-
-
-@cache
-def writing(func: Any) -> Any:
-    """The form of a torch operation that writes into ``out``; None without one.
-
-    Those that Python has are half as slow to call as those it does not.
-    """
-    name = func._overloadname
-    out = "out" if name in ("Tensor", "default") else f"{name}_out"
-    found = getattr(func.overloadpacket, out, None)
-    if found is None or torch.Tag.generated in found.tags:
-        return found
-    return getattr(torch, func.overloadpacket.__name__, found)
-
-
-def is_identity(func: Any, args: Sequence[Any]) -> bool:
-    """Whether an operation multiplies by one."""
-    return str(func) == "aten.mul.Tensor" and isinstance(args[1], float) and args[1] == 1.0
 
 
 @dataclass(frozen=True)
@@ -62,96 +39,112 @@ class Operation:
     result: int
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down what is done to tensors of one shape."""
+class Memory:
+    """Vectors that come back when they are asked for again."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.kind = (inputs[0].shape, inputs[0].dtype)
-        self.numbers = {id(tensor): number for number, tensor in enumerate(inputs)}
-        self.alive = [*inputs]  # an id names a tensor only while it lives
-        self.same: list[Tensor] = []  # as one of the others, but another object
-        self.steps: list[Step] = []
-        self.complete = True
+    def __init__(self) -> None:
+        self.whole: dict[object, list[Tensor]] = {}
+        self.cut: dict[object, list[Tensor]] = {}
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # the alternative imports torch._dynamo, which takes as long as torch itself
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        """Do one operation and write it down."""
-        result, kwargs = func(*args, **(kwargs or {})), kwargs or {}
-        tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
-        if not any(tensor.dim() for tensor in tensors):
-            return result  # of numbers alone: a constant
-        if is_identity(func, args) and id(args[0]) in self.numbers:
-            self.numbers[id(result)] = self.numbers[id(args[0])]
-            self.same.append(result)
-            return result
-        known = all(id(tensor) in self.numbers or not tensor.dim() for tensor in tensors)
-        same = isinstance(result, Tensor) and (result.shape, result.dtype) == self.kind
-        fresh = same and id(result) not in self.numbers and not func.is_view
-        self.complete = self.complete and known and fresh and writing(func) is not None
-        if self.complete:
-            named = tuple(
-                Place(self.numbers[id(arg)]) if id(arg) in self.numbers else arg for arg in args
-            )
-            self.complete = not any(isinstance(value, Tensor) for value in kwargs.values())
-            self.numbers[id(result)] = len(self.alive)
-            self.alive.append(result)
-            self.steps.append(Step(writing(func), named, self.numbers[id(result)], kwargs))
-        return result
+    def take(self, use: str, count: int, like: Tensor, size: int) -> list[Tensor]:
+        """Vectors of that many entries, of the dtype and device of another tensor."""
+        key = (use, count, like.dtype, like.device)
+        if (key, size) not in self.cut:
+            whole = self.whole.get(key)
+            if whole is None or any(vector.numel() < size for vector in whole):
+                whole = self.whole[key] = [like.new_empty(size) for _ in range(count)]
+                self.cut = {}
+            self.cut[key, size] = [vector[:size] for vector in whole]
+        return self.cut[key, size]
 
 
+@dataclass(frozen=True)
 class Replay:
     """What was recorded of one piece, for pieces that differ in nothing but their entries."""
 
-    def __init__(
-        self, operations: list[Operation], buffers: list[Tensor], constants: list[Any], size: int
-    ) -> None:
-        self.operations, self.buffers, self.constants = operations, buffers, constants
-        self.size = size
+    operations: Sequence[Operation]
+    buffers: int
+    constants: Sequence[Any]
 
-    def run(self, inputs: Sequence[Tensor]) -> None:
-        """Step one piece in place; it has at most as many entries as the recorded one."""
-        size = inputs[0].numel()
-        few = self.buffers if size == self.size else [buffer[:size] for buffer in self.buffers]
-        places = [*inputs, *few, *self.constants]
+    def run(self, inputs: Sequence[Any], memory: Memory) -> None:
+        """Step one piece in place."""
+        buffers = memory.take("buffers", self.buffers, inputs[0], inputs[0].numel())
+        places = [*inputs, *buffers, *self.constants]
         for operation in self.operations:
             args = operation.arguments(places)
             operation.call(*args, **operation.kwargs, out=places[operation.result])
 
 
-def record(
-    inputs: Sequence[Tensor], body: Callable[[], Sequence[Tensor | None]], size: int
-) -> Replay | None:
-    """Run ``body``, whose results are the new values of the inputs, or None for those that stay.
+@dataclass(frozen=True)
+class Walk:
+    """One phase: a replay for every piece, sums over them, and what follows on these numbers.
 
-    Returns how to repeat it in place for inputs of up to ``size`` entries, or None if it cannot be.
+    ``sums`` are places among the numbers and how those of pieces are combined.
     """
-    recorder = Recorder(inputs)
-    held = {id(tensor): place for place, tensor in enumerate(inputs)}
-    results: list[Tensor | None] = []
-    with recorder:
-        for place, result in enumerate(body()):
-            other = id(result) in held and held[id(result)] != place
-            results.append(result.clone() if result is not None and other else result)
-    own = [None if r is None else recorder.numbers.get(id(r), -1) for r in results]
-    if not recorder.complete or -1 in own:
-        return None
-    own = [None if number == place else number for place, number in enumerate(own)]
-    steps = fewer(recorder.steps, {number for number in own if number is not None})
-    return plan(steps, own, recorder.alive[0].new_empty(0), size)
+
+    replay: Replay
+    sums: Sequence[tuple[int, Callable[[Tensor], Tensor]]]
+    after: Sequence[Step]
+
+    def numbers(self, known: list[Any]) -> None:
+        """Compute what follows on the sums."""
+        for step in self.after:
+            args = [known[arg.number] if isinstance(arg, Place) else arg for arg in step.args]
+            known[step.result] = step.call(*args, **step.kwargs)
 
 
-def plan(
-    steps: Sequence[Step], results: Sequence[int | None], like: Tensor, size: int
-) -> Replay | None:
-    """Give every value a place: that of the input it replaces, or a buffer that is free.
+@dataclass(frozen=True)
+class Program:
+    """All phases of one update; ``numbers`` and ``kept`` values go from one to the next."""
 
-    None if an input comes out in another's place unchanged.
+    walks: Sequence[Walk]
+    numbers: int
+    kept: int
+    outputs: Mapping[str, int]
+
+    def run(self, parts: Sequence[Sequence[Tensor]], memory: Memory) -> dict[str, Tensor]:
+        """Step one parameter, whose pieces these are, in place; the sums that were asked for."""
+        kept = self.keep(parts, memory)
+        known: list[Any] = [None] * self.numbers
+        for walk in self.walks:
+            slots = parts[0][0].new_empty(len(walk.sums), len(parts))
+            for column, part in enumerate(parts):
+                for row, (place, _) in enumerate(walk.sums):
+                    known[place] = slots[row, column]
+                walk.replay.run([*part, *known, *(values[column] for values in kept)], memory)
+            for row, (place, combined) in enumerate(walk.sums):
+                known[place] = combined(slots[row])
+            walk.numbers(known)
+        return {key: known[place] for key, place in self.outputs.items()}
+
+    def keep(self, parts: Sequence[Sequence[Tensor]], memory: Memory) -> list[Sequence[Tensor]]:
+        """Memory for the values that are kept, in pieces."""
+        sizes = [part[0].numel() for part in parts]
+        whole = memory.take("kept", self.kept, parts[0][0], sum(sizes))
+        return [torch.split(vector, sizes) for vector in whole]
+
+
+def program(recording: Recording, like: Tensor, keep: bool) -> Program:
+    """How to repeat a recording; ``keep`` says whether values may be kept between its phases."""
+    phases = Phases(recording, keep)
+    arrays = len(recording.results)
+    walks = []
+    for phase in phases.run():
+        wanted = {value for value in phase.results if value is not None}
+        again = plan(fewer(phase.steps, wanted), phase.results, like)
+        made = {step.result: step.call for step in phase.steps}
+        places = enumerate(phase.results[arrays : arrays + len(phases.single)])
+        sums = [(place, COMBINED[made[value]]) for place, value in places if value is not None]
+        walks.append(Walk(again, sums, phase.after))
+    outputs = {key: phases.single[value] for key, value in recording.outputs.items()}
+    return Program(walks, len(phases.single), len(phases.kept), outputs)
+
+
+def plan(steps: Sequence[Step], results: Sequence[int | None], like: Tensor) -> Replay:
+    """Give every value a place: that of the input it replaces, else one where nothing is needed.
+
+    What was read for the last time is written over where it is, as that is in the cache: an input
+    that will be replaced, too.
     """
     inputs = len(results)
     last = dict.fromkeys((*range(inputs), *(step.result for step in steps)), -1)  # read last by
@@ -163,37 +156,36 @@ def plan(
     for place, value in enumerate(results):
         if value is None:
             continue
-        if value < inputs:
-            return None
         if value not in goals and last[place] <= made[value]:
             goals[value] = place
         else:
             late.append((value, place))
             last[value] = len(steps)
+    until = {place: made[value] for value, place in goals.items()}  # it is free for others
     places = {number: number for number in range(inputs)}
     free: list[int] = []
     count, placed = inputs, []
     for index, step in enumerate(steps):
         named = tuple(Place(places[a.number]) if isinstance(a, Place) else a for a in step.args)
         for arg in {a.number for a in step.args if isinstance(a, Place)}:
-            if arg >= inputs and arg not in goals and last[arg] == index:
+            if last[arg] == index and arg not in goals and (arg >= inputs or arg in until):
                 free.append(places[arg])
         value = step.result
+        usable = [p for p in free if p >= inputs or last[value] <= until[p]]
         if value in goals:
             places[value] = goals[value]
-        elif free:
-            places[value] = free.pop()
+        elif usable:
+            places[value] = usable[-1]
+            free.remove(usable[-1])
         else:
             places[value], count = count, count + 1
+        free = [place for place in free if place != places[value]]
         placed.append(replace(step, args=named, result=places[value]))
     placed += [Step(COPY, (Place(places[value]),), place) for value, place in late]
-    buffers = [like.new_empty(size) for _ in range(count - inputs)]
-    return assemble(placed, buffers, count, like, size)
+    return assemble(placed, count, count - inputs, like)
 
 
-def assemble(
-    steps: Sequence[Step], buffers: list[Tensor], count: int, like: Tensor, size: int
-) -> Replay:
+def assemble(steps: Sequence[Step], count: int, buffers: int, like: Tensor) -> Replay:
     """Steps whose places are those of ``count`` inputs and buffers, ready to be called."""
     constants: list[Any] = []
     operations = []
@@ -208,7 +200,7 @@ def assemble(
             constants.append(like.new_tensor(arg) if first else arg)
         get = itemgetter(*numbers) if len(numbers) > 1 else only(numbers[0])
         operations.append(Operation(step.call, get, step.kwargs, step.result))
-    return Replay(operations, buffers, constants, size)
+    return Replay(operations, buffers, constants)
 
 
 def only(number: int) -> Callable[[list[Any]], tuple[Any, ...]]:
@@ -221,60 +213,74 @@ def arrays(part: Piece) -> list[Tensor]:
     return [part.param, part.grad, *(value for value in part.state.values() if value.dim())]
 
 
-class Repeated:
-    """Large pieces that are recorded once per age, scale and state.
+@dataclass(frozen=True)
+class Computed:
+    """What a step makes of a piece: its parameter, None if that stays, its state, and sums."""
 
-    ``compute`` gives the new parameter of a piece, or None where that stays, and its new state.
+    param: Tensor | None
+    state: State
+    sums: Mapping[str, Tensor]
+
+
+class Repeated:
+    """Large parameters that are recorded once per age, scale and state.
+
+    ``compute`` gives what becomes of a piece.
     """
 
-    def __init__(self, compute: Callable[[Piece], tuple[Tensor | None, State]]) -> None:
+    def __init__(self, compute: Callable[[Piece], Computed]) -> None:
         self.compute = compute
-        self.known: dict[object, tuple[Replay | None, State]] = {}
+        self.known: dict[object, tuple[Program | None, State]] = {}
+        self.memory = Memory()
 
-    def step(self, part: Piece) -> State | None:
-        """Step one part in place; the new numbers of its state, which all parts share.
+    def step(self, piece: Piece) -> Computed | None:
+        """Step a parameter in place; its sums, and the new numbers of its state.
 
         None: nothing is done, and it has to be stepped the ordinary way.
         """
-        found = self.find(part)
-        if found is None:
+        parts = cut(arrays(piece)) if self.fits(piece) else None
+        again, numbers = (None, {}) if parts is None else self.find(piece, parts[0])
+        if parts is None or again is None:
             return None
-        again, numbers = found
-        again.run(arrays(part))
-        return numbers
+        return Computed(None, numbers, again.run(parts, self.memory))
 
-    def find(self, part: Piece) -> tuple[Replay, State] | None:
-        """How a part and smaller ones of the same parameter are stepped, and their new numbers."""
-        numbers = [value for value in part.state.values() if not value.dim()]
-        inputs, dtype = arrays(part), compute_dtype(part.param.dtype)
-        fits = (
-            part.compensation is None
-            and part.param.dim() == 1
-            and part.param.numel() >= LEAST
-            and all(t.shape == part.param.shape and t.dtype == dtype for t in inputs)
-            and all(value.device.type == "cpu" for value in numbers)
+    def fits(self, piece: Piece) -> bool:
+        """Whether a piece is worth a recording, and all that belongs to it is of one kind."""
+        param, dtype = piece.param, compute_dtype(piece.param.dtype)
+        return (
+            param.numel() >= LEAST
+            and piece.compensation is None
+            and not isinstance(piece.scale, Tensor)
+            and all(t.shape == param.shape and t.dtype == dtype for t in arrays(piece))
+            and all(v.device.type == "cpu" for v in piece.state.values() if not v.dim())
         )
-        if not fits:
-            return None
-        now = tuple(value.item() for value in numbers)
-        key = (part.t, part.scale, dtype, part.param.device, *part.state, *now)
-        again, after = self.known.get(key, (None, {}))
-        if key not in self.known or (again is not None and again.size < part.param.numel()):
-            again, after = self.known[key] = self.record(part, inputs)
-        return None if again is None else (again, after)
 
-    def record(self, part: Piece, inputs: Sequence[Tensor]) -> tuple[Replay | None, State]:
-        """How to repeat a part, and the new numbers of its state."""
-        few = iter([tensor[:LEAST] for tensor in inputs])
-        numbers = {key for key, value in part.state.items() if not value.dim()}
-        cut = replace(part, param=next(few), grad=next(few))
-        state = {k: v.clone() if k in numbers else next(few) for k, v in part.state.items()}
-        cut = replace(cut, state=state)
-        after: State = {}
+    def find(self, piece: Piece, first: Sequence[Tensor]) -> tuple[Program | None, State]:
+        """How a parameter is stepped, whose first piece is given, and new numbers of its state."""
+        param, keep = piece.param, piece.param.numel() <= ROWS
+        now = tuple(value.item() for value in piece.state.values() if not value.dim())
+        kind = (param.dim(), param.dtype, param.device, keep)
+        key = (piece.t, piece.scale, kind, *piece.state, *now)
+        if key not in self.known:
+            self.known[key] = self.record(piece, first, keep)
+        return self.known[key]
 
-        def body() -> list[Tensor | None]:
-            new, changed = self.compute(cut)
-            after.update({key: changed[key] for key in numbers if key in changed})
-            return [new, None, *(changed.get(key) for key in state if key not in numbers)]
+    def record(
+        self, piece: Piece, first: Sequence[Tensor], keep: bool
+    ) -> tuple[Program | None, State]:
+        """How to repeat a step, and the new numbers of the state."""
+        shape = (*[1] * (piece.param.dim() - 1), LEAST)
+        few = iter([tensor[:LEAST].view(shape) for tensor in first])
+        param, grad = next(few), next(few)
+        state = {k: next(few) if v.dim() else v.clone() for k, v in piece.state.items()}
+        part = replace(piece, param=param, grad=grad, state=state)
+        numbers: State = {}
 
-        return record(arrays(cut), body, part.param.numel()), after
+        def body() -> Made:
+            new = self.compute(part)
+            numbers.update({k: v for k, v in new.state.items() if not state[k].dim()})
+            rest = [new.state.get(key) for key, value in state.items() if value.dim()]
+            return Made([new.param, None, *rest], new.sums, list(numbers.values()))
+
+        found = record(arrays(part), body)
+        return None if found is None else program(found, param, keep), numbers

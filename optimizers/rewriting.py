@@ -3,8 +3,8 @@
 A rule says what it computes in the order that reads best. Of an eager step every operation is a
 call and a walk through the cache, so a factor (clipping, most of all) moves into the coefficient
 that a later operation has anyway, and a product or quotient that is only added goes into
-``addcmul`` or ``addcdiv``. A sum of sums becomes one, of which ``lerp`` may do two terms. Results
-differ from the rule's own by their rounding.
+``addcmul`` or ``addcdiv``. A sum of sums becomes one, of which ``lerp`` or `blend` does two terms.
+Results differ from the rule's own by their rounding.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from optimizers.calls import COMBINED, blend, dot_of, norm_of, sum_of
+
 # Factors that may move: their squares, times a decay of a thousandth, are normal in float32.
 LEAST, MOST = 2.0**-40, 2.0**40
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an argument is: the number of a value, or of an input or buffer."""
+    """Where an argument is: the number of a value, or of an input or buffer.
+
+    ``single`` values are numbers that are known only when a step runs (0-D tensors).
+    """
 
     number: int
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,13 @@ def absorb(step: Step, value: int, base: Place, factor: float) -> Step | None:
             return replace(step, args=(second * alpha, base), kwargs={"alpha": factor})
         if alpha == 1:
             return replace(step, args=(second, base), kwargs={"alpha": factor})
+    if step.call in (torch.lerp, blend) and not all(places[:2]):
+        return blended(step, places[0], base, factor)
+    if step.call in COMBINED:
+        power = sum(places)
+        moved = tuple(base if own else arg for own, arg in zip(places, args, strict=True))
+        size = abs(factor) if step.call is norm_of else factor
+        return replace(step, args=(*moved[:-1], args[-1] * size**power))
     if step.call in (torch.addcmul, torch.addcdiv) and not places[0]:
         power = places[1] + (1 if step.call is torch.addcmul else -1) * places[2]
         moved = tuple(base if own else arg for own, arg in zip(places, args, strict=True))
@@ -91,8 +104,24 @@ def absorb(step: Step, value: int, base: Place, factor: float) -> Step | None:
     return None
 
 
+def blended(step: Step, is_first: bool, base: Place, factor: float) -> Step | None:
+    """As `absorb`, for weighted sums of two values."""
+    terms = addends(step)
+    if terms is None:
+        return None
+    (first, a), (second, b) = terms
+    if is_first:
+        first, a = base, a * factor
+    else:
+        second, b = base, b * factor
+    return replace(step, call=blend, args=(first, second, a, b)) if a and b else None
+
+
 def fuse(step: Step, maker: Step) -> Step | None:
     """A sum with a product or quotient of two values as one operation; None if it is not that."""
+    if step.call is sum_of and maker.call is torch.mul and not is_number(maker.args[1]):
+        single = any(arg.single for arg in maker.args)
+        return None if single else replace(step, call=dot_of, args=(*maker.args, step.args[1]))
     fused = {torch.mul: torch.addcmul, torch.div: torch.addcdiv}.get(maker.call)
     terms, alpha = step.args, step.kwargs.get("alpha", 1)
     if fused is None or maker.kwargs or step.call is not torch.add:
@@ -112,6 +141,10 @@ def addends(step: Step) -> list[tuple[Place, float]] | None:
     """The values that a step adds up, and their factors; None if it does something else."""
     args, alpha = step.args, step.kwargs.get("alpha", 1)
     numbers = [is_number(arg) for arg in args]
+    if any(isinstance(arg, Place) and arg.single for arg in args):
+        return None
+    if step.call is blend:
+        return [(args[0], args[2]), (args[1], args[3])]
     if step.call is torch.mul and numbers == [False, True]:
         return [(args[0], args[1])]
     if step.call is torch.add and numbers == [False, False]:
@@ -127,11 +160,14 @@ def summed(terms: Mapping[int, float], result: int, unused: int) -> list[Step]:
     steps = []
     if factor != 1:
         second = next((v for v, f in rest if abs(factor + f - 1) < 1e-15), None)
-        if second is None:
-            steps.append(Step(torch.mul, (Place(first), factor), unused))
-        else:
+        if second is not None:
             steps.append(Step(torch.lerp, (Place(first), Place(second), terms[second]), unused))
             rest = [term for term in rest if term[0] != second]
+        elif rest and factor and rest[0][1]:
+            (second, weight), *rest = rest
+            steps.append(Step(blend, (Place(first), Place(second), factor, weight), unused))
+        else:
+            steps.append(Step(torch.mul, (Place(first), factor), unused))
         first = unused
     for number, (value, each) in enumerate(rest, unused + 1):
         steps.append(Step(torch.add, (Place(first), Place(value)), number, {"alpha": each}))
@@ -178,6 +214,29 @@ class Rewriting:
         del self.steps[index]
         return True
 
+    def apart(self, index: int) -> bool:
+        """A weighted sum with a product or quotient that it alone reads: that is only added.
+
+        It takes as many steps, and then factors may move into the product.
+        """
+        step, made = self.steps[index], self.made
+        if step.call is not blend:
+            return False
+        first, second, a, b = step.args
+        for one, other, weights in ((first, second, (a, b)), (second, first, (b, a))):
+            maker = made.get(other.number)
+            if maker is None or one == other or self.alone(maker) != index:
+                continue
+            unused = 1 + max(made)
+            sum_ = Step(torch.add, (Place(unused), other), step.result, {"alpha": weights[1]})
+            fused = fuse(sum_, self.steps[maker])
+            if fused is not None:
+                scaled = Step(torch.mul, (one, weights[0]), unused)
+                self.steps[index : index + 1] = [scaled, fused]
+                del self.steps[maker]
+                return True
+        return False
+
     def move(self, index: int) -> bool:
         """Let all readers of ``factor·base`` read the base."""
         step = self.steps[index]
@@ -215,7 +274,7 @@ class Rewriting:
         terms, used = self.terms(index)
         made = self.made
         unused = 1 + max([*made, *terms, 0])
-        steps = summed(terms, self.steps[index].result, unused) if len(used) > 2 else []
+        steps = summed(terms, self.steps[index].result, unused) if len(used) > 1 else []
         if not steps or len(steps) >= len(used):
             return False
         begin = 1 + max(made.get(value, -1) for value in terms)
@@ -239,7 +298,7 @@ class Rewriting:
 
     def run(self) -> list[Step]:
         """Rewrite until nothing changes: every change removes a step, or moves one back."""
-        changes = (self.drop, self.fuse, self.move, self.straighten)
+        changes = (self.drop, self.fuse, self.apart, self.move, self.straighten)
         while any(change(i) for change in changes for i in range(len(self.steps))):
             pass
         return self.steps

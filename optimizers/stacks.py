@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from optimizers.core import Rule, Scalar, State, Values
-
-if TYPE_CHECKING:
-    from optimizers.engines import Piece
+from optimizers.pieces import Piece
 
 MOST = 2**17  # elements of a stack; it is copied, so it has to stay in the cache
 
 
 def over_stack(rule: Rule, state: State) -> Rule:
     """The rule for a stack of parameters, whose state this is."""
-    if rule.scope == "element" and all(value.dim() > 1 for value in state.values()):
+    if rule.entrywise and all(value.dim() > 1 for value in state.values()):
         return rule
 
     def update(

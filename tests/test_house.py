@@ -18,8 +18,8 @@ MAX_LINES = 400
 # A module may import from its own row and from rows above it. A package stands for all inside it.
 LAYERS = {
     "optimizers": (
-        ("optimizers.base", "optimizers.core", "optimizers.parts"),
-        ("optimizers.precision",),
+        ("optimizers.base", "optimizers.core", "optimizers.meta", "optimizers.parts"),
+        ("optimizers.pieces", "optimizers.precision"),
         ("optimizers.rules", "optimizers.signatures"),
         ("optimizers.sharding",),
         (
@@ -30,8 +30,8 @@ LAYERS = {
             "optimizers.monitor",
         ),
         (
-            "optimizers.rewriting",
-            "optimizers.replay",
+            *("optimizers.calls", "optimizers.rewriting", "optimizers.recording"),
+            *("optimizers.phases", "optimizers.replay"),
             "optimizers.stacks",
             "optimizers.engines",
             "optimizers.scheduling",

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from optimizers.core import DecayMode, Rule, State, Values, advance
-from optimizers.engines import Batch, Piece, flat
+from optimizers.engines import Batch
 from optimizers.kernels.build import tell_once
+from optimizers.pieces import Piece, flat
 from optimizers.precision import narrow, widen
 
 DEVICES = {"cuda", "xpu"}

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from optimizers.core import State, Values
-from optimizers.engines import flat
 from optimizers.kernels.kernel import NORM_BLOCK, Call, Kernel, Norms, blocks, threads_for
 from optimizers.kernels.source import STORAGE
 from optimizers.kernels.trace import is_stack
 from optimizers.kernels.watch import RowWatch, address
 from optimizers.parts import Core
+from optimizers.pieces import flat
 from optimizers.precision import COMPENSATION_DTYPE, as_real, compute_dtype
 
 POINTER: Callable[[Tensor], int] = Tensor.data_ptr

@@ -252,7 +252,7 @@ def shape_of(rule: Rule, shape: Sequence[int]) -> str:
 
     "singles" are matrices of one entry each, such as the weights of a 1 x 1 convolution.
     """
-    if rule.scope != "tensor" or len(shape) < 2:
+    if rule.entrywise or len(shape) < 2:
         return "vector"
     if len(shape) > 2 and tuple(shape[-2:]) == (1, 1):
         return "singles"

@@ -42,7 +42,7 @@ LAMB = replace(
         "eps": epsilon(1e-6, 1e-8, 1e-3, "paper: 1e-6"),
         "weight_decay": weight_decay(1e-2, 1e-3, 1.0, "AlgoPerf 1e-3..1"),
     },
-    scope="tensor",
+    scope="sums",
     weight_decay_mode="inside",
     torch_group={},
     paper="You et al., ICLR 2020, https://arxiv.org/abs/1904.00962",

@@ -53,7 +53,7 @@ LARS = Rule(
             doc="step over weights, per layer; redundant with lr",
         ),
     },
-    scope="tensor",
+    scope="sums",
     weight_decay_mode="inside",
     batch_scaling="linear",
     summed="momentum",

@@ -22,6 +22,7 @@ from optimizers.core import (
     Scalar,
     State,
     Values,
+    add_scaled,
     bias_correction,
     where,
 )
@@ -46,7 +47,7 @@ def update(
     exp_avg = hyper.beta1 * state["exp_avg"] + (d * (1 - hyper.beta1)) * grad
     exp_avg_sq = hyper.beta2 * state["exp_avg_sq"] + (d * d * (1 - hyper.beta2)) * (grad * grad)
     adam = exp_avg / (exp_avg_sq.sqrt() + hyper.d * hyper.eps)
-    direction = (adam + hyper.weight_decay * param) * (d * step_correction(hyper, t))
+    direction = add_scaled(adam, param, hyper.weight_decay) * (d * step_correction(hyper, t))
     return direction, {**state, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 

@@ -33,7 +33,7 @@ def steps(opt, param, grads):
 @BY_LAYOUT
 @pytest.mark.parametrize("chunk", [5, 2**17])
 def test_parameters_of_any_layout(row, layout, chunk, monkeypatch):
-    monkeypatch.setattr("optimizers.engines.CHUNK", chunk)
+    monkeypatch.setattr("optimizers.pieces.CHUNK", chunk)
     start, grads = problem(SHAPE, 4)
     settings = row.settings[-1]
     plain = leaf(start.clone())

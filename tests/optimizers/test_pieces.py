@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import optimizers
-from optimizers import engines, stacks
+from optimizers import engines, pieces, stacks
 from optimizers.rules import muon
 from tests.optimizers.helpers import generator
 
@@ -66,8 +66,9 @@ def test_adafactor_in_blocks_of_rows(monkeypatch, dtype, mode):
     }  # fmt: skip
     shapes = ((23, 5), (4, 3, 2, 2), (7,))
     whole = run("adafactor", shapes, True, **arguments)
-    monkeypatch.setattr(engines, "ROWS", 20)
-    monkeypatch.setattr(engines, "CHUNK", 20)
+    for module in (engines, pieces):
+        monkeypatch.setattr(module, "ROWS", 20)
+    monkeypatch.setattr(pieces, "CHUNK", 20)
     seen = []
     row_blocks = engines.row_blocks
     monkeypatch.setattr(

@@ -192,7 +192,7 @@ def test_large_tensors_keep_their_compensation_in_pieces(monkeypatch):
     start, grads = problem((5, 3), 6, torch.bfloat16)
     ends = []
     for chunk in (100, 4):
-        monkeypatch.setattr("optimizers.engines.CHUNK", chunk)
+        monkeypatch.setattr("optimizers.pieces.CHUNK", chunk)
         param = torch.nn.Parameter(start.clone())
         opt = optimizers.AdamW([param], lr=1e-3)
         ends.append((drive(opt, param, grads)[-1], opt.state[param]["compensation"]))

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 import optimizers
-from optimizers import engines, replay
+from optimizers import pieces, recording, replay
 
-ELEMENTWISE = [n for n in optimizers.names() if optimizers.get_rule(n).scope == "element"]
+SCOPES = {name: optimizers.get_rule(name).scope for name in optimizers.names()}
+ELEMENTWISE = [name for name, scope in SCOPES.items() if scope == "element"]
+WITH_SUMS = [name for name, scope in SCOPES.items() if scope in ("sums", "model")]
 
 
 def run(rule, dtype=torch.float64, **arguments):
@@ -30,13 +32,11 @@ def run(rule, dtype=torch.float64, **arguments):
 def together_and_alone(monkeypatch, rule, arguments):
     """What parameters and states are with and without recordings."""
     alone = run(rule, **arguments)
-    for module in (engines, replay):
+    for module in (pieces, replay):
         monkeypatch.setattr(module, "LEAST", 8)
-    monkeypatch.setattr(engines, "CHUNK", 100)
-    repeats, real = [], replay.Replay.run
-    monkeypatch.setattr(
-        replay.Replay, "run", lambda self, inputs: (repeats.append(inputs), real(self, inputs))
-    )
+    monkeypatch.setattr(pieces, "CHUNK", 100)
+    repeats, real = [], replay.Program.run
+    monkeypatch.setattr(replay.Program, "run", lambda *args: (repeats.append(args), real(*args))[1])
     together = run(rule, **arguments)
     assert bool(repeats) == (arguments.get("dtype") != torch.bfloat16)
     return zip(together, alone, strict=True)
@@ -64,6 +64,16 @@ def test_repeated_pieces_are_bit_identical_as_recorded(monkeypatch, rule, argume
 
 
 @ARGUMENTS
+@pytest.mark.parametrize("most", [0, 10**6])  # what may be kept between phases
+@pytest.mark.parametrize("rule", WITH_SUMS)
+def test_sums_over_pieces_are_those_over_everything(monkeypatch, rule, most, arguments):
+    monkeypatch.setattr(replay, "ROWS", most)
+    for one, other in together_and_alone(monkeypatch, rule, arguments):
+        error = 1e-12 if one.dtype == torch.float64 else 5e-6
+        torch.testing.assert_close(one, other, rtol=error, atol=error)
+
+
+@ARGUMENTS
 @pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_repeated_pieces_are_the_same_up_to_rounding(monkeypatch, rule, arguments):
     for one, other in together_and_alone(monkeypatch, rule, arguments):
@@ -72,9 +82,10 @@ def test_repeated_pieces_are_the_same_up_to_rounding(monkeypatch, rule, argument
 
 
 def recorded(body, count=2):
-    """What `record` makes of ``body(*inputs)``."""
+    """A program that does what ``body(*inputs)`` does, or None."""
     inputs = [torch.arange(5.0) + number for number in range(count)]
-    return replay.record(inputs, lambda: body(*inputs), 5)
+    found = recording.record(inputs, lambda: recording.Made(body(*inputs), {}, []))
+    return None if found is None else replay.program(found, inputs[0], keep=True)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +94,13 @@ def recorded(body, count=2):
         lambda a, b: [torch.lerp(a, b, 0.5), None],
         lambda a, b: [a * 2 + b, torch.lerp(a, b, 0.5)],  # the second needs what the first replaces
         lambda a, b: [b, a],  # exchanged
+        lambda a, b: [b * 1.0, None],
         lambda a, b: [b, a + b],
         lambda a, b: [a - b, b],
         lambda a, b: [(a - b) * 1.0, a - b],
         lambda a, b: [a + torch.tensor(2.0, dtype=torch.float64) * b, None],
+        lambda a, b: [a * b.sum(), None],
+        lambda a, b: [b * a.sum(), a * b.sum()],
     ],
 )
 def test_what_can_be_repeated(body):
@@ -96,7 +110,7 @@ def test_what_can_be_repeated(body):
         old if new is None else new
         for old, new in zip(inputs, body(*(tensor.clone() for tensor in inputs)), strict=True)
     ]
-    again.run(inputs)
+    again.run([inputs], replay.Memory())
     for found, wanted in zip(inputs, expected, strict=True):
         assert torch.equal(found, wanted)
 
@@ -104,9 +118,10 @@ def test_what_can_be_repeated(body):
 @pytest.mark.parametrize(
     "body",
     [
-        lambda a, b: [b * 1.0, None],
         lambda a, b: [a.sort().values, None],
-        lambda a, b: [a * a.sum(), None],
+        lambda a, b: [a * a.max(), None],
+        lambda a, b: [a * a.sum(dtype=torch.float64), None],
+        lambda a, b: [a * torch.linalg.vector_norm(b, 1), None],
         lambda a, b: [a.add_(b), None],
         lambda a, b: [a + torch.ones(5), None],  # a tensor that it does not know
         lambda a, b: [a[:5] + b, None],

@@ -20,7 +20,7 @@ def evaluate(steps, inputs):
         args = [values[arg.number] if isinstance(arg, Place) else arg for arg in step.args]
         if not isinstance(args[0], torch.Tensor):
             args[0] = torch.tensor(args[0], dtype=torch.float64)
-        values[step.result] = step.call(*args, **step.kwargs)
+        values[step.result] = step.call(*args, **step.kwargs, out=torch.empty_like(inputs[0]))
     return values
 
 

@@ -98,7 +98,7 @@ def test_big_tensors_are_cut_without_a_difference(row, settings, monkeypatch):
     start, grads = problem((5, 3), 6)
     whole, cut = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     expected = drive(ours(row, settings, whole), whole, grads)
-    monkeypatch.setattr("optimizers.engines.CHUNK", 4)
+    monkeypatch.setattr("optimizers.pieces.CHUNK", 4)
     actual = drive(ours(row, settings, cut), cut, grads)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 

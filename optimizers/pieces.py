@@ -1,0 +1,93 @@
+"""Parameters in pieces: views of some entries, or rows, and of what belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optimizers.core import Scalar, State
+
+CHUNK = 2**17  # elements a thread; smaller pieces pay for calls, larger ones with memory
+LEAST = 2**15  # elements that are worth cutting or recording
+ROWS = 2**20  # elements of a block of rows, which take several passes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A parameter, or a part of one, with what belongs to it; ``scale`` multiplies the gradient.
+
+    ``t`` is how many updates the state will have absorbed after this one.
+    """
+
+    param: Tensor
+    grad: Tensor
+    state: State
+    compensation: Tensor | None
+    t: float
+    scale: Scalar
+
+
+def chunk() -> int:
+    """Elements of a piece, of which every thread gets a share."""
+    return CHUNK * torch.get_num_threads()
+
+
+def pair_up(tensors: Sequence[Tensor]) -> bool:
+    """Whether entries that belong together are at the same places in memory without holes."""
+    shape, stride = tensors[0].shape, tensors[0].stride()
+    if any(t.shape != shape or t.stride() != stride for t in tensors):
+        return False
+    return sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) + 1 == shape.numel()
+
+
+def flat(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """1-D views that pair up entries, or None when the layouts differ or have holes."""
+    if not pair_up(tensors):
+        return None
+    return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
+
+
+def cut(tensors: Sequence[Tensor]) -> list[list[Tensor]] | None:
+    """As `flat`, in pieces: the same entries of every tensor together."""
+    if not pair_up(tensors):
+        return None
+    entries, most = tensors[0].numel(), chunk()
+    offsets = [tensor.storage_offset() for tensor in tensors]
+    return [
+        [
+            tensor.as_strided((min(most, entries - begin),), (1,), offset + begin)
+            for tensor, offset in zip(tensors, offsets, strict=True)
+        ]
+        for begin in range(0, entries, most)
+    ]
+
+
+def chunks(piece: Piece) -> Iterator[Piece]:
+    """Views of one parameter and what belongs to it, in pieces where the layout allows it."""
+    param = piece.param
+    whole = {key: value for key, value in piece.state.items() if value.shape == param.shape}
+    extra = [] if piece.compensation is None else [piece.compensation]
+    parts = None
+    if param.numel() >= LEAST and not isinstance(piece.scale, Tensor):
+        parts = cut([param, piece.grad, *extra, *whole.values()])
+    if parts is None:
+        yield piece
+        return
+    for part, grad, *rest in parts:
+        state = {**piece.state, **dict(zip(whole, rest[len(extra) :], strict=True))}
+        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
+
+
+def row_blocks(piece: Piece) -> Iterator[Piece]:
+    """Views of some rows, or matrices, each, and of the state that has an entry for each."""
+    height, size = piece.param.shape[0], ROWS if piece.param.dim() == 2 else chunk()
+    rows = max(1, size * height // piece.param.numel())
+    extra = [] if piece.compensation is None else [piece.compensation]
+    tall = {key: value for key, value in piece.state.items() if value.shape[:1] == (height,)}
+    cuts = (torch.split(t, rows) for t in (piece.param, piece.grad, *extra, *tall.values()))
+    for part, grad, *rest in zip(*cuts, strict=True):
+        state = {**piece.state, **dict(zip(tall, rest[len(extra) :], strict=True))}
+        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
