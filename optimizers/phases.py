@@ -2,7 +2,8 @@
 
 What a sum is made of is computed before it, and as much else as possible after it, so that few
 values have to wait. A value that both sides need is taken from where it was written, if it is a new
-state; else it is computed again, or kept in memory as large as the parameter.
+state; else it is computed again, which costs less than a tenth of a step and no memory. Only what
+can no longer be computed is kept in memory as large as the parameter.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ def useful(recording: Recording) -> list[Step]:
 
 
 class Phases:
-    """How a recording falls into phases; ``keep`` says whether values may be kept to save time."""
+    """How a recording falls into phases."""
 
-    def __init__(self, recording: Recording, keep: bool) -> None:
-        self.recording, self.keep = recording, keep
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
         self.steps = {step.result: step for step in useful(recording)}
         self.replaced = {
             place: value for place, value in enumerate(recording.results) if value is not None
@@ -117,11 +118,11 @@ class Phases:
         return [*found, value]
 
     def missing(self, phase: int) -> set[int]:
-        """What a phase computes again. Values that it cannot, or should not, are kept for it."""
+        """What a phase computes again. Values that it cannot are kept for it."""
         extra: set[int] = set()
         for value in self.needed(phase):
             more = self.again(value, phase)
-            if more is None or (self.keep and len(more) > 1):
+            if more is None:
                 self.kept.setdefault(value, len(self.kept))
             else:
                 extra.update(more)

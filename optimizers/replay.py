@@ -21,7 +21,7 @@ from torch import Tensor
 from optimizers.calls import COMBINED, COPY
 from optimizers.core import State
 from optimizers.phases import Phases
-from optimizers.pieces import LEAST, ROWS, Piece, cut
+from optimizers.pieces import LEAST, Piece, cut
 from optimizers.precision import compute_dtype
 from optimizers.recording import Made, Recording, record
 from optimizers.rewriting import Place, Step, fewer
@@ -124,9 +124,9 @@ class Program:
         return [torch.split(vector, sizes) for vector in whole]
 
 
-def program(recording: Recording, like: Tensor, keep: bool) -> Program:
-    """How to repeat a recording; ``keep`` says whether values may be kept between its phases."""
-    phases = Phases(recording, keep)
+def program(recording: Recording, like: Tensor) -> Program:
+    """How to repeat a recording."""
+    phases = Phases(recording)
     arrays = len(recording.results)
     walks = []
     for phase in phases.run():
@@ -257,17 +257,15 @@ class Repeated:
 
     def find(self, piece: Piece, first: Sequence[Tensor]) -> tuple[Program | None, State]:
         """How a parameter is stepped, whose first piece is given, and new numbers of its state."""
-        param, keep = piece.param, piece.param.numel() <= ROWS
+        param = piece.param
         now = tuple(value.item() for value in piece.state.values() if not value.dim())
-        kind = (param.dim(), param.dtype, param.device, keep)
+        kind = (param.dim(), param.dtype, param.device)
         key = (piece.t, piece.scale, kind, *piece.state, *now)
         if key not in self.known:
-            self.known[key] = self.record(piece, first, keep)
+            self.known[key] = self.record(piece, first)
         return self.known[key]
 
-    def record(
-        self, piece: Piece, first: Sequence[Tensor], keep: bool
-    ) -> tuple[Program | None, State]:
+    def record(self, piece: Piece, first: Sequence[Tensor]) -> tuple[Program | None, State]:
         """How to repeat a step, and the new numbers of the state."""
         shape = (*[1] * (piece.param.dim() - 1), LEAST)
         few = iter([tensor[:LEAST].view(shape) for tensor in first])
@@ -283,4 +281,4 @@ class Repeated:
             return Made([new.param, None, *rest], new.sums, list(numbers.values()))
 
         found = record(arrays(part), body)
-        return None if found is None else program(found, param, keep), numbers
+        return None if found is None else program(found, param), numbers

@@ -1,6 +1,5 @@
 """Recorded steps with sums in them: phases over pieces come out as one pass over everything."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,14 +69,14 @@ def compute(update, inputs):
 
 
 @settings(deadline=None, max_examples=300)
-@given(updates(), st.booleans())
-def test_any_update_in_pieces_is_that_of_the_whole(update, keep):
+@given(updates())
+def test_any_update_in_pieces_is_that_of_the_whole(update):
     source = torch.Generator().manual_seed(len(update[0]))
     inputs = [torch.rand(23, generator=source, dtype=torch.float64) for _ in range(INPUTS)]
     new, sums = compute(update, inputs)
     few = [tensor[:5] * 0.7 for tensor in inputs]  # what is recorded are other values
     found = record(few, lambda: Made(*compute(update, few), []))
-    program = replay.program(found, inputs[0], keep)
+    program = replay.program(found, inputs[0])
     assert program is not None
     after = [tensor.clone() for tensor in inputs]
     parts = list(zip(*(tensor.split(9) for tensor in after), strict=True))
@@ -91,19 +90,35 @@ def test_any_update_in_pieces_is_that_of_the_whole(update, keep):
         torch.testing.assert_close(totals[key], value, rtol=1e-9, atol=1e-11 * largest)
 
 
-def lamb_like(grad, param, state):
-    """An average whose norm scales the step."""
-    average = torch.lerp(state, grad, 0.1)
-    direction = average / (average.abs() + 1e-3)
-    ratio = torch.linalg.vector_norm(param) / torch.linalg.vector_norm(direction)
-    return [None, param - direction * ratio, average]
-
-
-@pytest.mark.parametrize(("keep", "kept"), [(True, 1), (False, 0)])
-def test_what_waits_for_a_sum_is_kept_or_computed_again(keep, kept):
+def phases_of(body):
+    """The phases of what ``body`` does to a gradient, a parameter and a state, and what is kept."""
     few = [torch.rand(5) for _ in range(3)]
-    found = phases.Phases(record(few, lambda: Made(lamb_like(*few), {}, [])), keep)
-    first, second = found.run()
-    assert len(found.kept) == kept
-    assert [step.call.__name__ for step in first.steps].count("lerp") == 1
-    assert len(second.steps) == (2 if keep else 5)
+    found = phases.Phases(record(few, lambda: Made(body(*few), {}, [])))
+    names = [[step.call.__name__ for step in phase.steps] for phase in found.run()]
+    return names, len(found.kept)
+
+
+def test_what_a_step_needs_after_its_norm_is_computed_again():
+    def lamb(grad, param, state):
+        average = torch.lerp(state, grad, 0.1)
+        direction = torch.sqrt(average)
+        return [None, param - direction / torch.linalg.vector_norm(direction), average]
+
+    assert phases_of(lamb) == ([["lerp", "sqrt", "norm_of"], ["sqrt", "div", "sub"]], 0)
+
+
+def test_what_can_no_longer_be_computed_is_kept():
+    def forgetful(grad, param, state):
+        before = torch.sqrt(state)
+        return [None, param - before / before.sum(), torch.lerp(before, grad, 0.1) / grad.sum()]
+
+    names, kept = phases_of(forgetful)
+    assert kept == 0  # the state is written last, as it waits for a sum, too
+    assert names[1].count("sqrt") == 1
+
+    def overwriting(grad, param, state):
+        before = torch.sqrt(state)
+        average = torch.lerp(before, grad, 0.1)
+        return [None, param - before / average.sum(), average]
+
+    assert phases_of(overwriting) == ([["sqrt", "lerp", "sum_of"], ["div", "sub"]], 1)

@@ -64,10 +64,8 @@ def test_repeated_pieces_are_bit_identical_as_recorded(monkeypatch, rule, argume
 
 
 @ARGUMENTS
-@pytest.mark.parametrize("most", [0, 10**6])  # what may be kept between phases
 @pytest.mark.parametrize("rule", WITH_SUMS)
-def test_sums_over_pieces_are_those_over_everything(monkeypatch, rule, most, arguments):
-    monkeypatch.setattr(replay, "ROWS", most)
+def test_sums_over_pieces_are_those_over_everything(monkeypatch, rule, arguments):
     for one, other in together_and_alone(monkeypatch, rule, arguments):
         error = 1e-12 if one.dtype == torch.float64 else 5e-6
         torch.testing.assert_close(one, other, rtol=error, atol=error)
@@ -85,7 +83,7 @@ def recorded(body, count=2):
     """A program that does what ``body(*inputs)`` does, or None."""
     inputs = [torch.arange(5.0) + number for number in range(count)]
     found = recording.record(inputs, lambda: recording.Made(body(*inputs), {}, []))
-    return None if found is None else replay.program(found, inputs[0], keep=True)
+    return None if found is None else replay.program(found, inputs[0])
 
 
 @pytest.mark.parametrize(
