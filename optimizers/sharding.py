@@ -19,8 +19,13 @@ if TYPE_CHECKING:  # importing it takes as long as all of torch
     from torch.distributed.tensor import DTensor
 
 
+ORDINARY = (Tensor, torch.nn.Parameter)
+
+
 def is_distributed(tensor: object) -> TypeGuard[DTensor]:
     """Whether a tensor says where on a mesh of processes its entries are."""
+    if type(tensor) in ORDINARY:  # asking a tensor for what it lacks is slow
+        return False
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
