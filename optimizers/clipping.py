@@ -45,15 +45,20 @@ def is_small(grad: Tensor, at_least: torch.dtype) -> bool:
     """Whether a call takes longer than the gradient's entries, which are real and wide enough."""
     dtype = grad.dtype
     wide = not dtype.is_complex and torch.promote_types(dtype, at_least) == dtype
-    ordinary = grad.layout == torch.strided and not is_distributed(grad)
+    ordinary = grad.layout == torch.strided and not is_distributed(grad) and not grad.is_meta
     return wide and ordinary and grad.numel() < LEAST
 
 
 def part_norms(grads: Sequence[Tensor], at_least: torch.dtype) -> list[Tensor]:
     """`part_norm` of each gradient, those of small ones in one call."""
-    small = [index for index, grad in enumerate(grads) if is_small(grad, at_least)]
-    together = torch._foreach_norm([grads[index] for index in small]) if small else ()
-    found = dict(zip(small, together, strict=True))
+    small: dict[torch.device, list[int]] = {}
+    for index, grad in enumerate(grads):
+        if is_small(grad, at_least):
+            small.setdefault(grad.device, []).append(index)
+    found: dict[int, Tensor] = {}
+    for indices in small.values():
+        together = torch._foreach_norm([grads[index] for index in indices])
+        found |= zip(indices, together, strict=True)
     return [
         found[index] if index in found else part_norm(grad, at_least)
         for index, grad in enumerate(grads)
