@@ -18,7 +18,6 @@ from torch import Tensor
 from optimizers.clipping import readable
 from optimizers.core import (
     DecayMode,
-    ModelHook,
     Rule,
     Scalar,
     State,
@@ -29,7 +28,7 @@ from optimizers.core import (
 from optimizers.parts import Blocks, Core, Known, follow
 from optimizers.pieces import ROWS, Piece, chunk, chunks, row_blocks
 from optimizers.precision import compute_dtype, narrow, noise_source, widen
-from optimizers.replay import Computed, Repeated
+from optimizers.repeated import Computed, Repeated
 from optimizers.stacks import gather, over_stack, scatter, stacks
 
 VALUES = "values"  # what goes through a rule's core, while it is beside the rule's own state
@@ -145,6 +144,21 @@ def step_part(batch: Batch, rule: Rule, part: Piece, noise: torch.Generator | No
     return state
 
 
+def computed(batch: Batch, part: Piece) -> Computed:
+    """The step of a part by the rule itself."""
+    return Computed(*stepped(batch, batch.rule, part), {})
+
+
+def before_core(batch: Batch, part: Piece) -> Computed:
+    """The new state of a part, and the values for the rule's core."""
+    core = batch.rule.core
+    assert core is not None
+    own = {key: value for key, value in part.state.items() if key != VALUES}
+    grad, param = seen(batch, part)
+    values, state = core.before(grad, param, own, batch.hyper, part.t)
+    return Computed(None, {**state, VALUES: values}, {})
+
+
 class Around:
     """Steps of parameters whose `Core` has to see all of them, while all else is done in pieces.
 
@@ -157,15 +171,8 @@ class Around:
         mode: DecayMode = "none" if batch.mode == "l2" else batch.mode  # is in the values already
         self.after = replace(batch, rule=rule, mode=mode, bound=None, maximize=False)
         self.scratch: Tensor | None = None
-        self.first = Repeated(lambda part: Computed(None, self.before(part), {}))
-        self.last = Repeated(lambda part: Computed(*stepped(self.after, rule, part), {}))
-
-    def before(self, part: Piece) -> State:
-        """New state and values."""
-        own = {key: value for key, value in part.state.items() if key != VALUES}
-        grad, param = seen(self.batch, part)
-        values, state = self.core.before(grad, param, own, self.batch.hyper, part.t)
-        return {**state, VALUES: values}
+        self.first = Repeated(batch, before_core)
+        self.last = Repeated(self.after, computed)
 
     def step(self, piece: Piece, noise: torch.Generator | None) -> None:
         """Step one parameter."""
@@ -176,7 +183,7 @@ class Around:
             wide = self.wide(part, part.state[VALUES])
             whole = replace(part, state={**part.state, VALUES: wide})
             if self.first.step(whole) is None:
-                store(whole.state, self.before(whole))
+                store(whole.state, before_core(self.batch, whole).state)
             if wide is not part.state[VALUES]:
                 part.state[VALUES].copy_(wide)
         direction = self.core.whole(values.unsqueeze(0), hyper).squeeze(0)
@@ -250,7 +257,7 @@ def alone(batch: Batch) -> Callable[[Piece, torch.Generator | None], None]:
         return Around(batch, batch.rule.core).step
     if batch.rule.scope == "tensor":
         return partial(step_dense, batch)
-    repeated = Repeated(lambda part: Computed(*stepped(batch, batch.rule, part), {}))
+    repeated = Repeated(batch, computed)
 
     def step(piece: Piece, noise: torch.Generator | None) -> None:
         new = None if noise is not None else repeated.step(piece)
@@ -295,15 +302,18 @@ def store(state: State, new: State) -> None:
         state[key].copy_(value)
 
 
-def partial_sums(batch: Batch, hook: ModelHook) -> Iterator[dict[str, Tensor]]:
+def contribution(batch: Batch, part: Piece) -> Computed:
+    """What a part contributes to the sums over all parameters."""
+    hook = batch.rule.model
+    assert hook is not None
+    grad, param = seen(batch, part)
+    sums, state = hook.partial(grad, param, part.state, batch.hyper, part.t)
+    return Computed(None, state, sums)
+
+
+def partial_sums(batch: Batch) -> Iterator[dict[str, Tensor]]:
     """What each parameter contributes to the sums over all of them."""
-
-    def contribution(piece: Piece) -> Computed:
-        grad, param = seen(batch, piece)
-        sums, state = hook.partial(grad, param, piece.state, batch.hyper, piece.t)
-        return Computed(None, state, sums)
-
-    repeated = Repeated(contribution)
+    repeated = Repeated(batch, contribution)
     for piece in batch.pieces():
         found = repeated.step(piece)
         if found is not None:
@@ -312,7 +322,7 @@ def partial_sums(batch: Batch, hook: ModelHook) -> Iterator[dict[str, Tensor]]:
             continue
         shared: State = {}
         for part in chunks(piece):
-            own = contribution(part)
+            own = contribution(batch, part)
             shared |= store_part(piece, part, own.state)
             yield {key: readable(value) for key, value in own.sums.items()}
         store(piece.state, shared)
@@ -332,7 +342,7 @@ def share(batches: Sequence[Batch], shared: Mapping[str, float]) -> dict[str, fl
     totals: dict[str, Tensor] = {}
     for batch in batches:
         vars(batch.hyper).update(before)
-        for sums in partial_sums(batch, hook):
+        for sums in partial_sums(batch):
             for key, value in sums.items():
                 totals[key] = totals[key] + value.to(totals[key].device) if key in totals else value
         for table in batch.tables:

@@ -1,11 +1,8 @@
-"""One rule over many pieces: what it does to a few entries is repeated for all of them in place.
+"""Recorded steps made ready to be repeated in place, over all pieces of a parameter.
 
 A pure rule allocates what it returns and has it copied afterwards, which is a fifth of an eager
-step. So the torch operations on a few entries are written down, and done again for whole pieces of
-the same age and scale with their results in reused buffers, or straight in the state and the
-parameter once nobody needs what was there, and in fewer calls (`optimizers.rewriting`). Numbers in
-the state (0-D tensors) are constants of what was written down. What is neither entry by entry nor a
-sum over all entries is left to the ordinary way.
+step. Repeated in fewer calls (`optimizers.rewriting`), its operations leave their results in reused
+buffers, or straight in the state and the parameter once nobody needs what was there.
 """
 
 from __future__ import annotations
@@ -19,12 +16,10 @@ import torch
 from torch import Tensor
 
 from optimizers.calls import COMBINED, COPY
-from optimizers.core import State
 from optimizers.phases import Phases
-from optimizers.pieces import LEAST, Piece, cut
-from optimizers.precision import compute_dtype
-from optimizers.recording import Made, Recording, record
+from optimizers.recording import Recording
 from optimizers.rewriting import Place, Step, fewer
+from optimizers.tape import resolved
 
 
 @dataclass(frozen=True)
@@ -35,8 +30,15 @@ class Operation:
 
     call: Callable[..., Any]
     arguments: Callable[[list[Any]], tuple[Any, ...]]
-    kwargs: dict[str, Any]
+    kwargs: Mapping[str, Any]
     result: int
+
+    def fill(self, values: Sequence[Any]) -> Operation:
+        """The same with this time's numbers."""
+        if not self.kwargs:
+            return self
+        kwargs = {key: resolved(value, values) for key, value in self.kwargs.items()}
+        return Operation(self.call, self.arguments, kwargs, self.result)
 
 
 class Memory:
@@ -65,6 +67,15 @@ class Replay:
     operations: Sequence[Operation]
     buffers: int
     constants: Sequence[Any]
+    scalars: Mapping[int, Tensor]  # where torch wants a tensor for a constant, and of what kind
+
+    def fill(self, values: Sequence[Any]) -> Replay:
+        """The same with this time's numbers."""
+        constants = [resolved(value, values) for value in self.constants]
+        for place, like in self.scalars.items():
+            constants[place] = like.new_tensor(constants[place])
+        operations = [operation.fill(values) for operation in self.operations]
+        return Replay(operations, self.buffers, constants, {})
 
     def run(self, inputs: Sequence[Any], memory: Memory) -> None:
         """Step one piece in place."""
@@ -86,6 +97,14 @@ class Walk:
     sums: Sequence[tuple[int, Callable[[Tensor], Tensor]]]
     after: Sequence[Step]
 
+    def fill(self, values: Sequence[Any]) -> Walk:
+        """The same with this time's numbers."""
+        after = [
+            replace(step, args=tuple(resolved(arg, values) for arg in step.args))
+            for step in self.after
+        ]
+        return Walk(self.replay.fill(values), self.sums, after)
+
     def numbers(self, known: list[Any]) -> None:
         """Compute what follows on the sums."""
         for step in self.after:
@@ -101,6 +120,10 @@ class Program:
     numbers: int
     kept: int
     outputs: Mapping[str, int]
+
+    def fill(self, values: Sequence[Any]) -> Program:
+        """The same with this time's numbers."""
+        return replace(self, walks=[walk.fill(values) for walk in self.walks])
 
     def run(self, parts: Sequence[Sequence[Tensor]], memory: Memory) -> dict[str, Tensor]:
         """Step one parameter, whose pieces these are, in place; the sums that were asked for."""
@@ -188,6 +211,7 @@ def plan(steps: Sequence[Step], results: Sequence[int | None], like: Tensor) -> 
 def assemble(steps: Sequence[Step], count: int, buffers: int, like: Tensor) -> Replay:
     """Steps whose places are those of ``count`` inputs and buffers, ready to be called."""
     constants: list[Any] = []
+    scalars: dict[int, Tensor] = {}
     operations = []
     for step in steps:
         numbers = []
@@ -196,89 +220,14 @@ def assemble(steps: Sequence[Step], count: int, buffers: int, like: Tensor) -> R
                 numbers.append(arg.number)
                 continue
             numbers.append(count + len(constants))
-            first = position == 0 and not isinstance(arg, Tensor)  # where torch wants a tensor
-            constants.append(like.new_tensor(arg) if first else arg)
+            if position == 0 and not isinstance(arg, Tensor):
+                scalars[len(constants)] = like.new_empty(())
+            constants.append(arg)
         get = itemgetter(*numbers) if len(numbers) > 1 else only(numbers[0])
         operations.append(Operation(step.call, get, step.kwargs, step.result))
-    return Replay(operations, buffers, constants)
+    return Replay(operations, buffers, constants, scalars)
 
 
 def only(number: int) -> Callable[[list[Any]], tuple[Any, ...]]:
     """As an `itemgetter` of several numbers, of one."""
     return lambda places: (places[number],)
-
-
-def arrays(part: Piece) -> list[Tensor]:
-    """What a part is made of, but for numbers."""
-    return [part.param, part.grad, *(value for value in part.state.values() if value.dim())]
-
-
-@dataclass(frozen=True)
-class Computed:
-    """What a step makes of a piece: its parameter, None if that stays, its state, and sums."""
-
-    param: Tensor | None
-    state: State
-    sums: Mapping[str, Tensor]
-
-
-class Repeated:
-    """Large parameters that are recorded once per age, scale and state.
-
-    ``compute`` gives what becomes of a piece.
-    """
-
-    def __init__(self, compute: Callable[[Piece], Computed]) -> None:
-        self.compute = compute
-        self.known: dict[object, tuple[Program | None, State]] = {}
-        self.memory = Memory()
-
-    def step(self, piece: Piece) -> Computed | None:
-        """Step a parameter in place; its sums, and the new numbers of its state.
-
-        None: nothing is done, and it has to be stepped the ordinary way.
-        """
-        parts = cut(arrays(piece)) if self.fits(piece) else None
-        again, numbers = (None, {}) if parts is None else self.find(piece, parts[0])
-        if parts is None or again is None:
-            return None
-        return Computed(None, numbers, again.run(parts, self.memory))
-
-    def fits(self, piece: Piece) -> bool:
-        """Whether a piece is worth a recording, and all that belongs to it is of one kind."""
-        param, dtype = piece.param, compute_dtype(piece.param.dtype)
-        return (
-            param.numel() >= LEAST
-            and piece.compensation is None
-            and not isinstance(piece.scale, Tensor)
-            and all(t.shape == param.shape and t.dtype == dtype for t in arrays(piece))
-            and all(v.device.type == "cpu" for v in piece.state.values() if not v.dim())
-        )
-
-    def find(self, piece: Piece, first: Sequence[Tensor]) -> tuple[Program | None, State]:
-        """How a parameter is stepped, whose first piece is given, and new numbers of its state."""
-        param = piece.param
-        now = tuple(value.item() for value in piece.state.values() if not value.dim())
-        kind = (param.dim(), param.dtype, param.device)
-        key = (piece.t, piece.scale, kind, *piece.state, *now)
-        if key not in self.known:
-            self.known[key] = self.record(piece, first)
-        return self.known[key]
-
-    def record(self, piece: Piece, first: Sequence[Tensor]) -> tuple[Program | None, State]:
-        """How to repeat a step, and the new numbers of the state."""
-        shape = (*[1] * (piece.param.dim() - 1), LEAST)
-        few = iter([tensor[:LEAST].view(shape) for tensor in first])
-        param, grad = next(few), next(few)
-        state = {k: next(few) if v.dim() else v.clone() for k, v in piece.state.items()}
-        part = replace(piece, param=param, grad=grad, state=state)
-        numbers: State = {}
-
-        def body() -> Made:
-            new = self.compute(part)
-            numbers.update({k: v for k, v in new.state.items() if not state[k].dim()})
-            rest = [new.state.get(key) for key, value in state.items() if value.dim()]
-            return Made([new.param, None, *rest], new.sums, list(numbers.values()))
-
-        found = record(arrays(part), body)
-        return None if found is None else program(found, param), numbers

@@ -9,7 +9,6 @@ Results differ from the rule's own by their rounding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
@@ -292,7 +291,7 @@ class Rewriting:
         root = self.steps[reader]
         self.steps[index] = replace(root, args=(base,), result=step.result)
         self.steps[reader] = replace(
-            step, args=(Place(step.result), math.sqrt(factor)), result=root.result
+            step, args=(Place(step.result), factor**0.5), result=root.result
         )
         return True
 

@@ -31,7 +31,7 @@ LAYERS = {
         ),
         (
             *("optimizers.calls", "optimizers.rewriting", "optimizers.recording"),
-            *("optimizers.phases", "optimizers.replay"),
+            *("optimizers.phases", "optimizers.repeated", "optimizers.replay", "optimizers.tape"),
             "optimizers.stacks",
             "optimizers.engines",
             "optimizers.scheduling",

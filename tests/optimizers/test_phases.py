@@ -75,8 +75,8 @@ def test_any_update_in_pieces_is_that_of_the_whole(update):
     inputs = [torch.rand(23, generator=source, dtype=torch.float64) for _ in range(INPUTS)]
     new, sums = compute(update, inputs)
     few = [tensor[:5] * 0.7 for tensor in inputs]  # what is recorded are other values
-    found = record(few, lambda: Made(*compute(update, few), []))
-    program = replay.program(found, inputs[0])
+    found = record(few, lambda: Made(*compute(update, few), {}))
+    program = replay.program(found, inputs[0]).fill(())
     assert program is not None
     after = [tensor.clone() for tensor in inputs]
     parts = list(zip(*(tensor.split(9) for tensor in after), strict=True))
@@ -93,7 +93,7 @@ def test_any_update_in_pieces_is_that_of_the_whole(update):
 def phases_of(body):
     """The phases of what ``body`` does to a gradient, a parameter and a state, and what is kept."""
     few = [torch.rand(5) for _ in range(3)]
-    found = phases.Phases(record(few, lambda: Made(body(*few), {}, [])))
+    found = phases.Phases(record(few, lambda: Made(body(*few), {}, {})))
     names = [[step.call.__name__ for step in phase.steps] for phase in found.run()]
     return names, len(found.kept)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import optimizers
-from optimizers import pieces, recording, replay
+from optimizers import pieces, recording, repeated, replay
 
 SCOPES = {name: optimizers.get_rule(name).scope for name in optimizers.names()}
 ELEMENTWISE = [name for name, scope in SCOPES.items() if scope == "element"]
@@ -32,7 +32,8 @@ def run(rule, dtype=torch.float64, **arguments):
 def together_and_alone(monkeypatch, rule, arguments):
     """What parameters and states are with and without recordings."""
     alone = run(rule, **arguments)
-    for module in (pieces, replay):
+    monkeypatch.setattr(repeated, "_templates", {})  # those of other rewritings
+    for module in (pieces, repeated):
         monkeypatch.setattr(module, "LEAST", 8)
     monkeypatch.setattr(pieces, "CHUNK", 100)
     repeats, real = [], replay.Program.run
@@ -82,8 +83,8 @@ def test_repeated_pieces_are_the_same_up_to_rounding(monkeypatch, rule, argument
 def recorded(body, count=2):
     """A program that does what ``body(*inputs)`` does, or None."""
     inputs = [torch.arange(5.0) + number for number in range(count)]
-    found = recording.record(inputs, lambda: recording.Made(body(*inputs), {}, []))
-    return None if found is None else replay.program(found, inputs[0])
+    found = recording.record(inputs, lambda: recording.Made(body(*inputs), {}, {}))
+    return None if found is None else replay.program(found, inputs[0]).fill(())
 
 
 @pytest.mark.parametrize(
