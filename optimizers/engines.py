@@ -25,10 +25,10 @@ from optimizers.core import (
     add_scaled,
     advance,
 )
+from optimizers.eager.repeated import Computed, Repeated
 from optimizers.parts import Blocks, Core, Known, follow
 from optimizers.pieces import ROWS, Piece, chunk, chunks, row_blocks
 from optimizers.precision import compute_dtype, narrow, noise_source, widen
-from optimizers.repeated import Computed, Repeated
 from optimizers.stacks import gather, over_stack, scatter, stacks
 
 VALUES = "values"  # what goes through a rule's core, while it is beside the rule's own state

@@ -30,8 +30,7 @@ LAYERS = {
             "optimizers.monitor",
         ),
         (
-            *("optimizers.calls", "optimizers.rewriting", "optimizers.recording"),
-            *("optimizers.phases", "optimizers.repeated", "optimizers.replay", "optimizers.tape"),
+            "optimizers.eager",
             "optimizers.stacks",
             "optimizers.engines",
             "optimizers.scheduling",

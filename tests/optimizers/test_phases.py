@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizers import phases, replay
-from optimizers.recording import Made, record
+from optimizers.eager import phases, program
+from optimizers.eager.recording import Made, record
 
 INPUTS = 3
 ENTRIES = {
@@ -76,11 +76,10 @@ def test_any_update_in_pieces_is_that_of_the_whole(update):
     new, sums = compute(update, inputs)
     few = [tensor[:5] * 0.7 for tensor in inputs]  # what is recorded are other values
     found = record(few, lambda: Made(*compute(update, few), {}))
-    program = replay.program(found, inputs[0]).fill(())
-    assert program is not None
+    again = program.program(found, inputs[0]).fill(())
     after = [tensor.clone() for tensor in inputs]
     parts = list(zip(*(tensor.split(9) for tensor in after), strict=True))
-    totals = program.run(parts, replay.Memory())
+    totals = again.run(parts, program.Memory())
     largest = max(float(value.abs().max()) for value in [*inputs, *filter(torch.is_tensor, new)])
     for old, wanted, value in zip(inputs, new, after, strict=True):
         torch.testing.assert_close(

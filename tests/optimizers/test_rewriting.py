@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optimizers
-from optimizers.rewriting import Place, Step, fewer
+from optimizers.eager.rewriting import Place, Step, fewer
 
 INPUTS = 3
 FACTORS = (0.5, -2.0, 3.0, 1e-3, 1e15)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optimizers
-from optimizers import repeated
+from optimizers.eager import repeated
+from optimizers.eager.tape import Tape, Traced
 from optimizers.optimizer import make_class
 from optimizers.rules import get_rule
-from optimizers.tape import Tape, Traced
 from tests.optimizers.helpers import generator
 
 NUMBERS = st.floats(0.25, 4.0)

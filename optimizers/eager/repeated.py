@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from optimizers.core import State, Values
+from optimizers.eager.program import Memory, Program, program
+from optimizers.eager.recording import Made, Recording, record
+from optimizers.eager.tape import At, Tape, Traced
 from optimizers.pieces import LEAST, Piece, cut
 from optimizers.precision import compute_dtype
-from optimizers.recording import Made, Recording, record
-from optimizers.replay import Memory, Program, program
-from optimizers.tape import At, Tape, Traced
 
 if TYPE_CHECKING:
     from optimizers.engines import Batch
@@ -47,7 +47,7 @@ Compute = Callable[["Batch", Piece], Computed]
 
 def given(batch: Batch, piece: Piece) -> list[Any]:
     """All numbers that a step may depend on, in an order of their own."""
-    hypers = [value for value in vars(batch.hyper).values() if type(value) is float]
+    hypers = [float(value) for value in vars(batch.hyper).values() if isinstance(value, float)]
     bounds = [] if batch.bound is None else [batch.bound]
     numbers = [value for value in piece.state.values() if not value.dim()]
     return [float(piece.t), float(piece.scale), *bounds, *hypers, *numbers]
@@ -58,7 +58,7 @@ def with_numbers(batch: Batch, piece: Piece, numbers: Sequence[Any]) -> tuple[Ba
     t, scale, *rest = numbers
     left = iter(rest)
     bound = None if batch.bound is None else next(left)
-    hyper = {k: next(left) if type(v) is float else v for k, v in vars(batch.hyper).items()}
+    hyper = {k: next(left) if isinstance(v, float) else v for k, v in vars(batch.hyper).items()}
     state = {k: v if v.dim() else next(left) for k, v in piece.state.items()}
     batch = replace(batch, hyper=Values(**hyper), bound=bound)
     return batch, replace(piece, t=t, scale=scale, state=state)
@@ -67,7 +67,7 @@ def with_numbers(batch: Batch, piece: Piece, numbers: Sequence[Any]) -> tuple[Ba
 def kind(compute: Compute, batch: Batch, piece: Piece) -> Hashable | None:
     """What a program depends on beside numbers; None if that cannot be told."""
     rule, param = batch.rule, piece.param
-    static = {k: v for k, v in vars(batch.hyper).items() if type(v) is not float}
+    static = {k: v for k, v in vars(batch.hyper).items() if not isinstance(v, float)}
     if any(isinstance(value, Tensor) for value in static.values()):
         return None
     return (
@@ -169,7 +169,9 @@ class Repeated:
         one, two = (self.record(piece, first, tape.values, tape) for tape in tapes)
         if one is None or two is None or text(one) != text(two):
             return None
-        return Template(program(one, first[0]), tapes[0], one.numbers)
+        made = Template(program(one, first[0]), tapes[0], one.numbers)
+        tapes[0].end()
+        return made
 
     def record(
         self, piece: Piece, first: Sequence[Tensor], numbers: Sequence[Any], tape: Tape | None

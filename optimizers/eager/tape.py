@@ -69,6 +69,10 @@ class Tape:
             self.entries.append(Entry(func, places, True, outcome))
         return outcome
 
+    def end(self) -> None:
+        """Forget what was computed; nothing more comes."""
+        self.values, self.known = [], {}
+
     def again(self, inputs: Sequence[Any]) -> list[Any] | None:
         """All values for other inputs; None if these decide otherwise."""
         values = list(inputs)

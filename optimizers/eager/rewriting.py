@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from optimizers.calls import COMBINED, blend, dot_of, norm_of, sum_of
+from optimizers.eager.calls import COMBINED, blend, dot_of, norm_of, sum_of
 
 # Factors that may move: their squares, times a decay of a thousandth, are normal in float32.
 LEAST, MOST = 2.0**-40, 2.0**40

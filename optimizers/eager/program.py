@@ -1,8 +1,8 @@
 """Recorded steps made ready to be repeated in place, over all pieces of a parameter.
 
 A pure rule allocates what it returns and has it copied afterwards, which is a fifth of an eager
-step. Repeated in fewer calls (`optimizers.rewriting`), its operations leave their results in reused
-buffers, or straight in the state and the parameter once nobody needs what was there.
+step. Repeated, its operations leave their results in reused buffers, or straight in the state and
+the parameter once nobody needs what was there.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimizers.calls import COMBINED, COPY
-from optimizers.phases import Phases
-from optimizers.recording import Recording
-from optimizers.rewriting import Place, Step, fewer
-from optimizers.tape import resolved
+from optimizers.eager.calls import COMBINED, COPY
+from optimizers.eager.phases import Phases
+from optimizers.eager.recording import Recording
+from optimizers.eager.rewriting import Place, Step, fewer
+from optimizers.eager.tape import resolved
 
 
 @dataclass(frozen=True)

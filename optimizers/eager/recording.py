@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optimizers.calls import SUMS, writing
-from optimizers.rewriting import Place, Step
-from optimizers.tape import At, Tape, Traced, placed
+from optimizers.eager.calls import SUMS, writing
+from optimizers.eager.rewriting import Place, Step
+from optimizers.eager.tape import At, Tape, Traced, placed
 
 ATEN = torch.ops.aten
 WITH_NUMBERS = (ATEN.add, ATEN.sub, ATEN.mul, ATEN.div)  # do the same with a 0-D tensor's value

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import optimizers
-from optimizers import pieces, recording, repeated, replay
+from optimizers import pieces
+from optimizers.eager import program, recording, repeated
 
 SCOPES = {name: optimizers.get_rule(name).scope for name in optimizers.names()}
 ELEMENTWISE = [name for name, scope in SCOPES.items() if scope == "element"]
@@ -36,8 +37,10 @@ def together_and_alone(monkeypatch, rule, arguments):
     for module in (pieces, repeated):
         monkeypatch.setattr(module, "LEAST", 8)
     monkeypatch.setattr(pieces, "CHUNK", 100)
-    repeats, real = [], replay.Program.run
-    monkeypatch.setattr(replay.Program, "run", lambda *args: (repeats.append(args), real(*args))[1])
+    repeats, real = [], program.Program.run
+    monkeypatch.setattr(
+        program.Program, "run", lambda *args: (repeats.append(args), real(*args))[1]
+    )
     together = run(rule, **arguments)
     assert bool(repeats) == (arguments.get("dtype") != torch.bfloat16)
     return zip(together, alone, strict=True)
@@ -59,7 +62,7 @@ ARGUMENTS = pytest.mark.parametrize(
 @ARGUMENTS
 @pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_repeated_pieces_are_bit_identical_as_recorded(monkeypatch, rule, arguments):
-    monkeypatch.setattr(replay, "fewer", lambda steps, wanted: steps)
+    monkeypatch.setattr(program, "fewer", lambda steps, wanted: steps)
     for one, other in together_and_alone(monkeypatch, rule, arguments):
         assert torch.equal(one, other)
 
@@ -84,7 +87,7 @@ def recorded(body, count=2):
     """A program that does what ``body(*inputs)`` does, or None."""
     inputs = [torch.arange(5.0) + number for number in range(count)]
     found = recording.record(inputs, lambda: recording.Made(body(*inputs), {}, {}))
-    return None if found is None else replay.program(found, inputs[0]).fill(())
+    return None if found is None else program.program(found, inputs[0]).fill(())
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_what_can_be_repeated(body):
         old if new is None else new
         for old, new in zip(inputs, body(*(tensor.clone() for tensor in inputs)), strict=True)
     ]
-    again.run([inputs], replay.Memory())
+    again.run([inputs], program.Memory())
     for found, wanted in zip(inputs, expected, strict=True):
         assert torch.equal(found, wanted)
 

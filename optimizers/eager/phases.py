@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from optimizers.calls import COMBINED, COPY
-from optimizers.recording import Recording, is_single
-from optimizers.rewriting import Place, Step
+from optimizers.eager.calls import COMBINED, COPY
+from optimizers.eager.recording import Recording, is_single
+from optimizers.eager.rewriting import Place, Step
 
 
 @dataclass
