@@ -34,7 +34,7 @@ def part_norm(grad: Tensor, at_least: torch.dtype) -> Tensor:
     grad = entries(grad)
     wide = torch.promote_types(grad.dtype, at_least)
     if grad.is_cpu and grad.dtype == wide and not is_distributed(grad):
-        vectors = flat([as_real(grad)])
+        vectors = flat([as_real(grad.resolve_conj())])
         if vectors is not None:  # takes half as long
             return torch.dot(vectors[0], vectors[0]).sqrt()
     norm: Tensor = torch.linalg.vector_norm(grad, dtype=wide)

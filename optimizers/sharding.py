@@ -63,7 +63,9 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def placed_like(grad: Tensor, param: Tensor) -> Tensor:
-    """A gradient placed as its parameter is (sums that are still pending are taken)."""
+    """A gradient placed as its parameter is: what is pending, sums or conjugation, is done."""
+    if grad.is_conj():  # as that of ``param.conj() * x``, and has no view as reals
+        grad = grad.resolve_conj()
     if not (is_distributed(grad) and is_distributed(param)) or grad.placements == param.placements:
         return grad
     return grad.redistribute(param.device_mesh, param.placements)

@@ -247,3 +247,30 @@ def test_sparse_gradients_that_are_not_finite():
     opt.step()
     assert opt.skipped_steps == 1
     assert torch.equal(param, start)
+
+
+@pytest.mark.parametrize("clip", [{}, {"clip_norm": 0.5}, {"clip_per_layer": 0.5}], ids=str)
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize("rule", ["adamw", "sophia"])
+def test_a_conjugated_gradient_is_what_it_stands_for(rule, engine, clip):
+    """As that of ``(param.conj() * x).real``: torch notes the conjugation and leaves it undone."""
+    ends = []
+    for resolved in (True, False):
+        source = torch.Generator().manual_seed(4)
+        param = leaf(torch.randn(6, generator=source, dtype=torch.complex128))
+        opt = optimizers.create(rule, [param], engine=engine, lr=0.1, **clip)
+        for _ in range(3):
+            grad = torch.randn(6, generator=source, dtype=torch.complex128).conj()
+            param.grad = grad.resolve_conj() if resolved else grad
+            if rule == "sophia":
+                opt.update_hessian()
+            opt.step()
+        ends.append(param.detach().clone())
+    torch.testing.assert_close(*ends, rtol=1e-14, atol=1e-15)
+
+
+def test_a_conjugated_gradient_has_a_norm():
+    param = leaf(torch.ones(6, dtype=torch.complex128))
+    param.grad = torch.full_like(param, 3 + 4j).detach().conj()
+    norm = optimizers.clip_grad_norm_([param], 1.0)
+    torch.testing.assert_close(float(norm), 5 * 6**0.5)
