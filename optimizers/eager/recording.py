@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from optimizers.eager.calls import SUMS, writing
 from optimizers.eager.rewriting import Place, Step
-from optimizers.eager.tape import At, Tape, Traced, placed
+from optimizers.eager.tape import At, Tape, Traced
 
 ATEN = torch.ops.aten
 WITH_NUMBERS = (ATEN.add, ATEN.sub, ATEN.mul, ATEN.div)  # do the same with a 0-D tensor's value
@@ -74,7 +74,8 @@ class Asked(TorchFunctionMode):
     ) -> object:
         """Call a function."""
         kwargs, recorder = kwargs or {}, self.recorder
-        recorder.asked = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Traced)]
+        numbers = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Traced)]
+        recorder.asked = [number for number in numbers if number.tape is recorder.tape]
         recorder.found = set()
         result = func(*args, **kwargs)
         if any(number.index not in recorder.found for number in recorder.asked):
@@ -146,7 +147,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def constant(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], new: Any) -> None:
         """Note what is made of numbers alone, if it depends on the tape."""
         places = tuple(
-            At(self.taped[id(arg)]) if id(arg) in self.taped else placed(arg) for arg in args
+            At(self.taped[id(arg)]) if id(arg) in self.taped else self.tape.place(arg)
+            for arg in args
         )
         named = any(isinstance(value, Traced) for value in kwargs.values())
         if not named and not any(isinstance(place, At) for place in places):

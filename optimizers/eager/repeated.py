@@ -167,11 +167,12 @@ class Repeated:
         other = [t + 1, scale * (1 if scale == 1 else SLIGHTLY), *(n * SLIGHTLY for n in rest)]
         tapes = Tape(numbers), Tape(other)
         one, two = (self.record(piece, first, tape.values, tape) for tape in tapes)
-        if one is None or two is None or text(one) != text(two):
-            return None
-        made = Template(program(one, first[0]), tapes[0], one.numbers)
-        tapes[0].end()
-        return made
+        found = None
+        if one is not None and two is not None and text(one) == text(two):
+            found = Template(program(one, first[0]), tapes[0], one.numbers)
+        for tape in tapes:
+            tape.end()
+        return found
 
     def record(
         self, piece: Piece, first: Sequence[Tensor], numbers: Sequence[Any], tape: Tape | None

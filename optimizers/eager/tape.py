@@ -37,11 +37,18 @@ class Tape:
         self.values = list(inputs)
         self.entries: list[Entry] = []
         self.known: dict[object, int] = {}
+        self.ended = False
 
     def at(self, index: int) -> Any:
         """A value; a number knows where it is."""
         value = self.values[index]
         return Traced.on(self, index) if isinstance(value, float) else value
+
+    def place(self, value: Any) -> Any:
+        """An argument as an entry holds it; a number of another tape is a constant."""
+        if not isinstance(value, Traced):
+            return value
+        return At(value.index) if value.tape is self else float.__pos__(value)
 
     def compute(self, func: Callable[..., Any], places: tuple[Any, ...]) -> Any:
         """Call a function of what is at places, and of constants."""
@@ -49,7 +56,9 @@ class Tape:
 
     def call(self, func: Callable[..., Any], *args: Any) -> Any:
         """Compute something that is on the tape then."""
-        places = tuple(map(placed, args))
+        places = tuple(map(self.place, args))
+        if self.ended:
+            return self.compute(func, places)
         if (func, places) not in self.known:
             self.known[func, places] = self.add(func, places, self.compute(func, places))
         return self.at(self.known[func, places])
@@ -62,16 +71,17 @@ class Tape:
 
     def decide(self, func: Callable[..., Any], *args: Any) -> Any:
         """Compute something that has to come out the same when the tape is used again."""
-        places = tuple(map(placed, args))
+        places = tuple(map(self.place, args))
         outcome = self.compute(func, places)
-        if (func, places) not in self.known:
+        if not self.ended and (func, places) not in self.known:
             self.known[func, places] = -1
             self.entries.append(Entry(func, places, True, outcome))
         return outcome
 
     def end(self) -> None:
-        """Forget what was computed; nothing more comes."""
-        self.values, self.known = [], {}
+        """Take nothing more: who kept a number of this tape has an ordinary one from now on."""
+        self.values = [value if isinstance(value, float) else None for value in self.values]
+        self.known, self.ended = {}, True
 
     def again(self, inputs: Sequence[Any]) -> list[Any] | None:
         """All values for other inputs; None if these decide otherwise."""
@@ -104,11 +114,6 @@ class Traced(float):
 
     def __hash__(self) -> int:
         return super().__hash__()
-
-
-def placed(value: Any) -> Any:
-    """An argument as an entry holds it."""
-    return At(value.index) if isinstance(value, Traced) else value
 
 
 def resolved(value: Any, values: Sequence[Any]) -> Any:

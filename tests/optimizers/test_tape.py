@@ -118,6 +118,27 @@ def test_a_number_that_no_tape_sees_is_recorded_in_every_step(monkeypatch, numbe
     assert not any(repeated._templates.values())
 
 
+def test_a_rule_may_remember_what_it_computed(monkeypatch):
+    """Numbers of a tape that has ended are ordinary ones, and on another tape constants."""
+    monkeypatch.setattr(repeated, "_templates", {})
+    known = {}
+
+    def update(grad, param, state, hyper, t):
+        factor = known.setdefault(hyper.lr, hyper.lr * 2)
+        return grad * (factor * hyper.lr), state
+
+    rule = replace(get_rule("sgd"), update=update)
+    param = torch.zeros(40_000, dtype=torch.float64, requires_grad=True)
+    param.grad = torch.ones_like(param)
+    opt = make_class(rule)([param], lr=1.0, momentum=0.0, engine="eager")
+    rates = (0.5, 0.25, 0.5, 0.125, 0.25)
+    for lr in rates:
+        opt.param_groups[0]["lr"] = lr
+        opt.step()
+    moved = sum(2 * lr**3 for lr in rates)
+    torch.testing.assert_close(param.detach(), torch.full_like(param, -moved))
+
+
 def test_a_learning_rate_in_a_tensor_may_change_in_place(monkeypatch):
     monkeypatch.setattr(repeated, "_templates", {})
     param = torch.zeros(40_000, dtype=torch.float64, requires_grad=True)
