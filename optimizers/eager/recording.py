@@ -53,8 +53,8 @@ def is_single(step: Step) -> bool:
 
 
 def is_identity(func: Any, args: Sequence[Any]) -> bool:
-    """Whether an operation multiplies by one."""
-    return str(func) == "aten.mul.Tensor" and isinstance(args[1], float) and args[1] == 1.0
+    """Whether an operation multiplies by one, whatever the numbers of the tape."""
+    return str(func) == "aten.mul.Tensor" and type(args[1]) is float and args[1] == 1.0
 
 
 def same(one: float, other: float) -> bool:
