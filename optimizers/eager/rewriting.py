@@ -113,6 +113,8 @@ def blended(step: Step, is_first: bool, base: Place, factor: float) -> Step | No
         first, a = base, a * factor
     else:
         second, b = base, b * factor
+    if first == second:
+        return replace(step, call=torch.mul, args=(first, a + b))
     return replace(step, call=blend, args=(first, second, a, b)) if a and b else None
 
 

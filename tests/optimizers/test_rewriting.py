@@ -113,6 +113,12 @@ def test_a_sum_of_sums_is_one():
     assert found[1].kwargs == {"alpha": -1.0}
 
 
+def test_a_value_and_a_multiple_of_it_are_a_product():
+    half = Step(torch.mul, (Place(1), 0.5), 3)
+    average = Step(torch.lerp, (Place(1), Place(3), 0.25), 4)
+    assert fewer([half, average], {4}) == [Step(torch.mul, (Place(1), 0.875), 4)]
+
+
 def test_what_nobody_reads_is_left_out():
     assert fewer([Step(torch.sqrt, (Place(0),), 3), Step(torch.neg, (Place(1),), 4)], {4}) == [
         Step(torch.mul, (Place(1), -1.0), 4)
