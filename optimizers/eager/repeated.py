@@ -139,15 +139,14 @@ class Repeated:
     def filled(self, piece: Piece, first: Sequence[Tensor]) -> tuple[Program | None, State]:
         """A program with the numbers of this step, from a template if there can be one."""
         key, numbers = kind(self.compute, self.batch, piece), given(self.batch, piece)
-        templates = _templates.setdefault(key, deque(maxlen=DECISIONS))
-        for template in [*templates]:
+        for template in [*_templates.get(key, ())]:
             found = template.fill(numbers)
             if found is not None:
                 return found
         made = None if key is None else self.template(piece, first, numbers)
         found = None if made is None else made.fill(numbers)
         if made is not None and found is not None:
-            templates.appendleft(made)
+            _templates.setdefault(key, deque(maxlen=DECISIONS)).appendleft(made)
             return found
         plain = self.record(piece, first, numbers, None)
         if plain is None:
