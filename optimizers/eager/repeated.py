@@ -139,7 +139,7 @@ class Repeated:
     def filled(self, piece: Piece, first: Sequence[Tensor]) -> tuple[Program | None, State]:
         """A program with the numbers of this step, from a template if there can be one."""
         key, numbers = kind(self.compute, self.batch, piece), given(self.batch, piece)
-        for template in [*_templates.get(key, ())]:
+        for template in [*_templates.get(key, deque())]:
             found = template.fill(numbers)
             if found is not None:
                 return found
