@@ -25,11 +25,6 @@ from benchmarks.ours import ours
 STEPS = 3
 
 
-# Enough of every kind, and large enough, for what a process loads once: code, thread pools,
-# kernels, and the products of matrices that oneDNN writes for a processor.
-WARM = (*models.tiny(), *models.block("warm", 256))
-
-
 def prepared(rule: str, engine: str, shapes: Sequence[Any]) -> tuple[Any, int]:
     """An optimizer whose parameters have gradients, and the bytes of the parameters."""
     named = models.parameters(shapes, "cpu", torch.float32)
@@ -40,11 +35,19 @@ def prepared(rule: str, engine: str, shapes: Sequence[Any]) -> tuple[Any, int]:
 
 
 def memory(rule: str, engine: str, model: str) -> dict[str, Any]:
-    """Bytes that a step needs beyond parameters, gradients and the rule's own state."""
-    warm, _ = prepared(rule, engine, WARM)
+    """Bytes that a step needs beyond parameters, gradients and the rule's own state.
+
+    Another optimizer of such a model has stepped before, so that what a process makes once is
+    there: code, thread pools, kernels, and the buffers into which MKL packs products of matrices
+    and which it keeps, as after a forward pass.
+    """
+    shapes = models.MODELS[model]()
+    other, _ = prepared(rule, engine, shapes)
     for _ in range(STEPS):
-        warm.step()
-    optimizer, parameters = prepared(rule, engine, models.MODELS[model]())
+        other.step()
+    del other
+    optimizer, parameters = prepared(rule, engine, shapes)
+    timing.trim()
     before = timing.resident()
     timing.forget_peak()
     for _ in range(STEPS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
@@ -134,6 +135,14 @@ def resident(peak: bool = False) -> int:
         if line.startswith(name):
             return int(line.split()[1]) * 1024
     raise RuntimeError("the kernel does not say how much memory this process holds")
+
+
+def trim() -> None:
+    """Give back what has been freed, which the C library may keep for later."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def forget_peak() -> None:

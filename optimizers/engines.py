@@ -186,7 +186,8 @@ class Around:
                 store(whole.state, before_core(self.batch, whole).state)
             if wide is not part.state[VALUES]:
                 part.state[VALUES].copy_(wide)
-        direction = self.core.whole(values.unsqueeze(0), hyper).squeeze(0)
+        work = values.new_empty(self.core.work(values.shape))
+        direction = self.core.whole(values.unsqueeze(0), hyper, work).squeeze(0)
         for part in chunks(replace(piece, grad=direction, state={}, scale=1.0)):
             wide = self.wide(part, part.grad)
             if wide is not part.grad:

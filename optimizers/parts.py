@@ -64,16 +64,18 @@ class Core:
     """An update of which only the middle has to see the whole parameter.
 
     ``before(grad, param, state, hyper, t) -> (values, new_state)`` is entry by entry.
-    ``whole(values, hyper)`` makes the direction of all of them, and may overwrite them; they come
-    in the dtype that ``storage(param, hyper)`` names, and so does the direction. Both are stacks:
-    parameters of one shape along a new first dimension, of which ``together(shape)`` says how many
-    it should be at most.
+    ``whole(values, hyper, memory)`` makes the direction of all of them, and may overwrite them;
+    they come in the dtype that ``storage(param, hyper)`` names, and so does the direction. Both are
+    stacks: parameters of one shape along a new first dimension, of which ``together(shape, dtype)``
+    says how many it should be at most. ``memory`` is None, or what the direction may be made in:
+    ``work(shape)`` entries for each parameter.
     """
 
     before: Update
-    whole: Callable[[Tensor, Values], Tensor]
+    whole: Callable[[Tensor, Values, Tensor | None], Tensor]
     storage: Callable[[Tensor, Values], torch.dtype]
-    together: Callable[[Sequence[int]], int]
+    together: Callable[[Sequence[int], torch.dtype], int]
+    work: Callable[[Sequence[int]], int]
 
     def update(
         self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
@@ -81,4 +83,4 @@ class Core:
         """All three parts: the `Rule.update`."""
         values, state = self.before(grad, param, state, hyper, t)
         copied = values.to(self.storage(param, hyper), copy=True)
-        return self.whole(copied.unsqueeze(0), hyper).squeeze(0).to(grad.dtype), state
+        return self.whole(copied.unsqueeze(0), hyper, None).squeeze(0).to(grad.dtype), state

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from array import array
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -42,12 +43,13 @@ class AroundTable(Table):
         super().__init__(signature, [p for p, _ in ordered], [g for _, g in ordered])
         assert signature.core is not None
         assert signature.after is not None
-        self.core, self.after = signature.core, signature.after
+        assert signature.between is not None
+        self.core, self.after, self.between = signature.core, signature.after, signature.between
         self.stacks: list[Stack] = []
         end = 0
         for shape, rows in alike.items():
             start, end = end, end + len(rows)
-            most = self.core.together(shape)
+            most = self.core.together(shape, self.between)
             for first in range(start, end, most):
                 count = min(most, end - first)
                 items = blocks([shape.numel()] * count, [1] * count)
@@ -66,25 +68,28 @@ class AroundTable(Table):
     def run(self, values: Values, bound: float | None, maximize: bool) -> None:
         """Step every row."""
         limit, sign = math.inf if bound is None else bound, -1.0 if maximize else 1.0
-        most = max(stack.rows * self.sizes[stack.first] for stack in self.stacks)
-        space = torch.empty(most * self.wide.itemsize, dtype=torch.uint8)
+        space, memory = self.memory(), self.memory(self.core.work)
         for stack in self.stacks:
             first = self.params[stack.first]
-            dtype, size = self.core.storage(first, values), stack.rows * first.numel()
-            inside = space[: size * dtype.itemsize].view(dtype).view(stack.rows, *first.shape)
+            size = stack.rows * first.numel()
+            inside = space[:size].view(stack.rows, *first.shape)
             places = array("q", map(POINTER, inside))
             own = [self.at(column, stack.first) for column in (self.grads, *self.own)]
             scales = None if self.scales is None else self.at(self.scales, stack.first)
             call = Call(scale=self.scale, scales=scales, bound=limit, sign=sign, advance=False)
             self.one(self.kernel, stack, [self.at(places), *own], values, call)
-            directions = self.core.whole(inside, values).contiguous()
+            directions = self.core.whole(inside, values, memory).contiguous()
             places = array("q", map(POINTER, directions))
             own = [self.at(column, stack.first) for column in self.lost]
             target = self.at(self.columns["param"], stack.first)
             call = Call(scale=1.0, bound=math.inf, sign=1.0, advance=True)
             self.one(self.after, stack, [target, self.at(places), *own], values, call)
-            del directions  # may be memory of their own, which the next stack can use
         torch.autograd.graph.increment_version(self.params)
+
+    def memory(self, entries: Callable[[Sequence[int]], int] = math.prod) -> Tensor:
+        """Memory for any stack, whose parameters take so many entries each."""
+        most = max(stack.rows * entries(self.params[stack.first].shape) for stack in self.stacks)
+        return torch.empty(most, dtype=self.between)
 
     @staticmethod
     def at(column: array[Any], row: int = 0) -> int:

@@ -153,7 +153,7 @@ class Signatures:
         )
         if before is None or after is None:
             return None
-        return Signature(param.dtype, before, core=core, after=after)
+        return Signature(param.dtype, before, core=core, after=after, between=storage)
 
 
 def sort_params(

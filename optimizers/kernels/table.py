@@ -114,6 +114,7 @@ class Signature:
     share: Kernel | None = None
     core: Core | None = None  # then `kernel` leads to it, and `after` away from it
     after: Kernel | None = None
+    between: torch.dtype | None = None  # of what goes through the core
 
     @property
     def kernels(self) -> list[Kernel]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,9 +35,9 @@ from optimizers.rules.ranges import beta, epsilon, learning_rate, weight_decay
 
 LONG = 2  # of the longer side over the shorter: Gram matrices then need fewer operations
 WORTH = 128  # of the shorter side: below, products are too small for bfloat16 to matter
-# Entries of the Gram matrices that are iterated together, or a quarter of those of X. Threads share
-# one product of a few hundred rows badly, of a stack each takes its own; but a stack is in memory.
-STACK = 2**18
+# Bytes of the Gram matrices that are iterated together, or of a quarter of X. Threads share one
+# product of a few hundred rows badly, of a stack each takes its own; but a stack is in memory.
+STACK = 2**19
 # Rounding leaves Gram matrices of singular matrices slightly indefinite, and each step makes that
 # a² times worse. In float32 1e-7 becomes 2e-2 in five, which is harmless; bfloat16 begins with 2e-3
 # of entries that are small at first, and has to go back to X after three steps and then every two.
@@ -70,67 +71,125 @@ def precision(param: Tensor, hyper: Values) -> torch.dtype:
     return torch.bfloat16 if narrow else compute_dtype(param.dtype)
 
 
-def combined(base: Tensor, a: Tensor, b: Tensor, beta: Scalar, alpha: Scalar = 1.0) -> Tensor:
+def combined(
+    base: Tensor,
+    a: Tensor,
+    b: Tensor,
+    beta: Scalar,
+    alpha: Scalar = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
     """``beta·base + alpha·a b``, of matrices or of stacks of them."""
     if isinstance(beta, Tensor) or isinstance(alpha, Tensor):
         scaled: Tensor = beta * base + alpha * (a @ b)
         return scaled
     multiply = torch.addmm if base.dim() == 2 else torch.baddbmm
-    return multiply(base, a, b, beta=beta, alpha=alpha)
+    return multiply(base, a, b, beta=beta, alpha=alpha, out=out)
 
 
-def multiplied(a: Tensor, b: Tensor) -> Tensor:
-    """``a b``, of matrices or of stacks of them, for which ``@`` makes four views a product."""
-    return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
+def multiplied(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """``a b``, of matrices or of stacks of them."""
+    return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out=out)
 
 
-def polynomial(gram: Tensor, hyper: Values) -> Tensor:
+def polynomial(gram: Tensor, hyper: Values, out: Tensor | None = None) -> Tensor:
     """``b·G + c·G²``: the iteration's factor of X, but for ``a``."""
-    return combined(gram, gram, gram, hyper.ns_b, hyper.ns_c)
+    return combined(gram, gram, gram, hyper.ns_b, hyper.ns_c, out)
 
 
-def gram_of(x: Tensor, tall: bool) -> Tensor:
+def gram_of(x: Tensor, tall: bool, out: Tensor | None = None) -> Tensor:
     """The smaller of the two Gram matrices."""
-    return multiplied(x.mT, x) if tall else multiplied(x, x.mT)
+    return multiplied(x.mT, x, out) if tall else multiplied(x, x.mT, out)
 
 
-def times(factor: Tensor, x: Tensor, tall: bool) -> Tensor:
+def times(factor: Tensor, x: Tensor, tall: bool, out: Tensor | None = None) -> Tensor:
     """A symmetric factor on the shorter side of X, which needs no transposed copy."""
-    return multiplied(x, factor) if tall else multiplied(factor, x)
+    return multiplied(x, factor, out) if tall else multiplied(factor, x, out)
 
 
-def by_products(x: Tensor, hyper: Values, steps: int, tall: bool = False) -> Tensor:
-    """The iteration as it is written."""
+class Work(NamedTuple):
+    """Memory for what an iteration makes; None is new memory every time.
+
+    Four squares like Gram matrices. ``other`` is like X, and lies over all of them but the first,
+    or the first two if X is not long.
+    """
+
+    squares: Sequence[Tensor | None] = (None,) * 4
+    other: Tensor | None = None
+
+    @staticmethod
+    def entries(shape: Sequence[int]) -> int:
+        """How many a matrix of this shape needs."""
+        short, long = sorted((shape[0], prod(shape[1:])))
+        return short * max(4 * short, short + long)
+
+    @classmethod
+    def on(cls, memory: Tensor | None, x: Tensor) -> Work:
+        """The work of a matrix, or of a stack of them, laid out in memory if there is any."""
+        if memory is None:
+            return cls()
+        *stack, rows, columns = x.shape
+        short = min(rows, columns)
+        size = prod(stack) * short * short
+        parts = torch.split(memory[: 4 * size], size)
+        squares = [part.view(*stack, short, short) for part in parts]
+        end = prod(stack) * cls.entries((rows, columns))
+        return cls(squares, memory[end - x.numel() : end].view(x.shape))
+
+
+NEW = Work()
+
+
+def by_products(
+    x: Tensor, hyper: Values, steps: int, tall: bool = False, work: Work = NEW
+) -> Tensor:
+    """The iteration as it is written; with work, in turns in its memory and in that of ``x``."""
+    own, other = (None, None) if work.other is None else (x, work.other)
     for _ in range(steps):
-        factor = polynomial(gram_of(x, tall), hyper)
-        x = combined(x, *((x, factor) if tall else (factor, x)), hyper.ns_a)
+        factor = polynomial(gram_of(x, tall, work.squares[0]), hyper, work.squares[1])
+        x = combined(x, *((x, factor) if tall else (factor, x)), hyper.ns_a, out=other)
+        own, other = other, own
     return x
 
 
 def by_grams(
-    x: Tensor, hyper: Values, steps: int, tall: bool = False, *, normed: bool = True
+    x: Tensor, hyper: Values, steps: int, tall: bool, *, normed: bool, work: Work
 ) -> Tensor:
     """The same iteration on the Gram matrix alone, which is small if X is long.
 
     X enters only at both ends: with ``P = a + b·G + c·G²``, ``P X`` has the Gram matrix ``P G P``,
     and all these matrices commute.
     """
-    return times(composed(gram_of(x, tall), hyper, steps, tall, normed), x, tall)
+    factor = composed(x, hyper, steps, tall, normed=normed, work=work)
+    return times(factor, x, tall, work.other)
 
 
-def composed(gram: Tensor, hyper: Values, steps: int, tall: bool, normed: bool) -> Tensor:
-    """The factor of X that some steps amount to, from X's Gram matrix.
+def composed(
+    x: Tensor, hyper: Values, steps: int, tall: bool, *, normed: bool, work: Work
+) -> Tensor:
+    """The factor of X that some steps amount to, in the first of the work's squares.
 
-    The trace of that is the square of X's norm, which both are divided by if X is not ``normed``.
+    The trace of the Gram matrix is the square of X's norm, which both are divided by if X is not
+    ``normed``.
     """
+    first, second, third, spare = work.squares
+    if steps == 1:
+        first, second = second, first
+    gram = gram_of(x, tall, first)
     norm = None if normed else divided(gram, hyper)
     product = gram
     for step in range(steps):
-        factor = polynomial(gram, hyper)
+        factor = polynomial(gram, hyper, third if step else second)
         factor.diagonal(dim1=-2, dim2=-1).add_(hyper.ns_a)
-        product = times(factor, product, tall) if step else factor
-        if step + 1 < steps:
-            gram = multiplied(multiplied(factor, gram), factor)  # rounds both sides alike
+        last = step + 1 == steps
+        if not step:
+            product = factor
+        else:
+            product = times(factor, product, tall, first if last else spare)
+            second, spare = spare, second
+        if not last:
+            gram = multiplied(factor, gram, spare)
+            gram = multiplied(gram, factor, first)  # rounds both sides alike
     return product if norm is None else product.div_(norm)
 
 
@@ -150,20 +209,23 @@ def runs(steps: int, dtype: torch.dtype) -> Iterator[int]:
         steps, most = steps - most, later
 
 
-def orthogonalized(matrix: Tensor, hyper: Values) -> Tensor:
+def orthogonalized(matrix: Tensor, hyper: Values, memory: Tensor | None = None) -> Tensor:
     """A matrix with the singular vectors of ``matrix``, which is overwritten, and singular values
     near 1; of a stack of matrices, each.
+
+    ``memory`` may hold what is needed, also the result: `Work.entries` for every matrix.
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     short, long = sorted(matrix.shape[-2:])
+    work = Work.on(memory, matrix)
     if long < LONG * short:
         x = matrix.div_(at_least(matrix.norm(dim=(-2, -1), keepdim=True), hyper.eps))
-        return by_products(x, hyper, hyper.ns_steps, tall)
+        return by_products(x, hyper, hyper.ns_steps, tall, work)
     x = matrix
     for number, steps in enumerate(runs(hyper.ns_steps, x.dtype)):
         if number:
             x = matrix.copy_(x)  # what it was in is free for the next product
-        x = by_grams(x, hyper, steps, tall, normed=number > 0)
+        x = by_grams(x, hyper, steps, tall, normed=number > 0, work=work)
     return x
 
 
@@ -184,21 +246,23 @@ def momentum(
     return ahead, {"momentum_buffer": buffer}
 
 
-def together(shape: Sequence[int]) -> int:
-    """How many matrices of a shape to iterate together."""
+def together(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """How many matrices of a shape to iterate together in a dtype."""
     short, long = sorted((shape[0], prod(shape[1:])))
-    return max(1, round(STACK / (short * max(short, long / 4))))
+    return max(1, round(STACK / dtype.itemsize / (short * max(short, long / 4))))
 
 
-def direction(values: Tensor, hyper: Values) -> Tensor:
+def direction(values: Tensor, hyper: Values, memory: Tensor | None = None) -> Tensor:
     """The orthogonalized momentum, scaled by the shape of the matrix; of a stack."""
     count, rows, columns = values.shape[0], values.shape[1], prod(values.shape[2:])
     matrices = values.reshape(count, rows, columns)
-    found = orthogonalized(matrices if count > 1 else matrices.squeeze(0), hyper)
+    found = orthogonalized(matrices if count > 1 else matrices.squeeze(0), hyper, memory)
     return found.mul_(scale(rows, columns, hyper.adjust_lr_fn)).reshape(values.shape)
 
 
-CORE = Core(before=momentum, whole=direction, storage=precision, together=together)
+CORE = Core(
+    before=momentum, whole=direction, storage=precision, together=together, work=Work.entries
+)
 
 
 def init(param: Tensor, hyper: Values) -> State:

@@ -232,9 +232,9 @@ def test_engines_agree_in_bfloat16():
 
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
 def test_matrices_of_one_shape_go_together(engine, monkeypatch):
-    monkeypatch.setattr(muon, "STACK", 2 * 20 * 20)
+    monkeypatch.setattr(muon, "STACK", 2 * 20 * 20 * torch.float64.itemsize)
     shapes = [(24, 20), (20, 24), (24, 20), (20, 4, 5), (24, 20), (20, 24)]
-    assert {muon.together(shape) for shape in shapes} == {2}
+    assert {muon.together(shape, torch.float64) for shape in shapes} == {2}
     starts, paths = zip(*(problem(shape, 3 + n) for n, shape in enumerate(shapes)), strict=True)
     params = [nn.Parameter(start.clone()) for start in starts]
     opt = optimizers.Muon(params, lr=0.1, weight_decay=0.2, engine=engine)
@@ -255,5 +255,20 @@ def test_a_stack_is_its_matrices_one_by_one():
             torch.testing.assert_close(
                 muon.orthogonalized(matrix.clone(), hyper), found, rtol=0, atol=1e-12
             )
-    assert muon.together((8, 2**20)) == 1
-    assert muon.together((128, 128)) == 16
+    assert muon.together((8, 2**20), torch.float32) == 1
+    assert muon.together((128, 128), torch.float32) == 8
+    assert muon.together((128, 128), torch.bfloat16) == 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(12, 12), (9, 30), (30, 9), (9, 18), (9, 17), (17, 9), (1, 5)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_memory_to_work_in_changes_nothing(shape, count, dtype):
+    stack = torch.randn(count, *shape, generator=generator("memory"), dtype=dtype)
+    for steps in (1, 2, 3, 4, 6):
+        hyper = optimizers.get_rule("muon").values(ns_steps=steps)
+        needed = count * muon.Work.entries(shape)
+        memory = torch.full((needed + 5,), float("nan"), dtype=dtype)
+        found = muon.direction(stack.clone(), hyper, memory)
+        assert torch.equal(found, muon.direction(stack.clone(), hyper))
+        assert memory[needed:].isnan().all()
