@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -41,12 +42,21 @@ def part_norm(grad: Tensor, at_least: torch.dtype) -> Tensor:
     return norm
 
 
+@cache
+def is_wide(dtype: torch.dtype, at_least: torch.dtype) -> bool:
+    """Whether real squares of a dtype may be summed up in it."""
+    return not dtype.is_complex and torch.promote_types(dtype, at_least) == dtype
+
+
 def is_small(grad: Tensor, at_least: torch.dtype) -> bool:
     """Whether a call takes longer than the gradient's entries, which are real and wide enough."""
-    dtype = grad.dtype
-    wide = not dtype.is_complex and torch.promote_types(dtype, at_least) == dtype
-    ordinary = grad.layout == torch.strided and not is_distributed(grad) and not grad.is_meta
-    return wide and ordinary and grad.numel() < LEAST
+    return (
+        is_wide(grad.dtype, at_least)
+        and grad.layout == torch.strided
+        and grad.numel() < LEAST
+        and not is_distributed(grad)
+        and not grad.is_meta
+    )
 
 
 def part_norms(grads: Sequence[Tensor], at_least: torch.dtype) -> list[Tensor]:
@@ -80,6 +90,8 @@ def grad_norms(grads: Iterable[Tensor], at_least: torch.dtype = torch.float32) -
 
 def as_floats(scalars: Sequence[Tensor]) -> list[float]:
     """The values of 0-D tensors, waiting once per device for all of them."""
+    if len({(scalar.device, scalar.dtype) for scalar in scalars}) == 1:
+        return list(torch.stack([*scalars]).tolist())
     kinds: dict[object, list[int]] = {}
     for index, scalar in enumerate(scalars):
         kinds.setdefault((scalar.device, scalar.dtype), []).append(index)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Batch:
         columns = (
             self.params, self.grads, self.states, self.compensations, self.steps, self.scales
         )  # fmt: skip
-        return (Piece(*row) for row in zip(*columns, strict=True))
+        return starmap(Piece, zip(*columns, strict=True))
 
 
 def usable(grad: Tensor, rule: Rule, mode: DecayMode, hyper: Values, whole: bool) -> Tensor:
@@ -178,21 +179,21 @@ class Around:
         """Step one parameter."""
         hyper = self.batch.hyper
         values = torch.empty_like(piece.param, dtype=self.core.storage(piece.param, hyper))
-        parts = chunks(replace(piece, state={**piece.state, VALUES: values}))
+        parts = chunks(piece._replace(state={**piece.state, VALUES: values}))
         for part in parts:
             wide = self.wide(part, part.state[VALUES])
-            whole = replace(part, state={**part.state, VALUES: wide})
+            whole = part._replace(state={**part.state, VALUES: wide})
             if self.first.step(whole) is None:
                 store(whole.state, before_core(self.batch, whole).state)
             if wide is not part.state[VALUES]:
                 part.state[VALUES].copy_(wide)
         work = values.new_empty(self.core.work(values.shape))
         direction = self.core.whole(values.unsqueeze(0), hyper, work).squeeze(0)
-        for part in chunks(replace(piece, grad=direction, state={}, scale=1.0)):
+        for part in chunks(piece._replace(grad=direction, state={}, scale=1.0)):
             wide = self.wide(part, part.grad)
             if wide is not part.grad:
                 wide.copy_(part.grad)
-            whole = replace(part, grad=wide)
+            whole = part._replace(grad=wide)
             if noise is not None or self.last.step(whole) is None:
                 step_part(self.after, self.after.rule, whole, noise)
 
@@ -231,7 +232,7 @@ def step_stack(batch: Batch, pieces: Sequence[Piece]) -> None:
     """Step small parameters of one shape together."""
     stack = gather(pieces)
     state = step_part(batch, over_stack(batch.rule, stack.state), stack)
-    scatter(replace(stack, state=state), pieces)
+    scatter(stack._replace(state=state), pieces)
 
 
 def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ LEAST = 2**15  # elements that are worth cutting or recording
 ROWS = 2**20  # elements of a block of rows, which take several passes
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A parameter, or a part of one, with what belongs to it; ``scale`` multiplies the gradient.
 
     ``t`` is how many updates the state will have absorbed after this one.

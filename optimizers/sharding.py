@@ -59,7 +59,7 @@ def local_scale(scale: Scalar) -> Scalar:
 
 def plain(tensor: Tensor) -> Tensor:
     """A view as rules take it: this process's part, complex entries as pairs of reals."""
-    return as_real(local(tensor))
+    return as_real(tensor if type(tensor) in ORDINARY else local(tensor))
 
 
 def placed_like(grad: Tensor, param: Tensor) -> Tensor:

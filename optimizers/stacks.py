@@ -39,17 +39,19 @@ def stacks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Which parameters go together: equal in shape, type, age and clipping, and small enough."""
     alike: dict[object, list[Piece]] = {}
     for piece in pieces:
-        param, state = piece.param, piece.state
-        if isinstance(piece.scale, Tensor) or 2 * param.numel() > MOST:
+        param, grad, state, compensation, t, scale = piece
+        size = param.numel()
+        if isinstance(scale, Tensor) or 2 * size > MOST:
             yield [piece]
             continue
+        shapes = [value.shape for value in state.values()]
         key = (
-            param.shape, param.dtype, param.device, piece.grad.dtype, piece.t, piece.scale,
-            piece.compensation is None, tuple((name, state[name].shape) for name in state),
+            param.shape, param.dtype, param.device, grad.dtype, t, scale, compensation is None,
+            *state, *shapes,
         )  # fmt: skip
         group = alike.setdefault(key, [])
         group.append(piece)
-        if (len(group) + 1) * param.numel() > MOST:
+        if (len(group) + 1) * size > MOST:
             yield alike.pop(key)
     yield from alike.values()
 
@@ -57,8 +59,7 @@ def stacks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 def gather(pieces: Sequence[Piece]) -> Piece:
     """A stack of parameters as one; a copy."""
     first = pieces[0]
-    return replace(
-        first,
+    return first._replace(
         param=torch.stack([piece.param for piece in pieces]),
         grad=torch.stack([piece.grad for piece in pieces]),
         state={key: torch.stack([piece.state[key] for piece in pieces]) for key in first.state},

@@ -95,17 +95,17 @@ def prepare_rows(batch: Batch, states: Mapping[Tensor, State], allocate: Allocat
     """Allocate missing state, count the update, and hand the rule's tensors to the batch."""
     if not batch.params:
         return
-    params = list(batch.params)
-    for index, param in enumerate(params):
-        state = states[param]
+    own = [*map(states.__getitem__, batch.params)]
+    for param, state in zip(batch.params, own, strict=True):
         allocate(param, state)
-        batch.states.append(checkpoint.rule_state(state))
-        batch.compensations.append(checkpoint.compensation(state))
-        batch.params[index] = plain(param)
-        batch.grads[index] = plain(batch.grads[index])
-    counters = [states[param]["step"] for param in params]
-    torch._foreach_add_(counters, 1)
-    batch.steps.extend(counter.item() for counter in counters)
+    batch.states.extend(map(checkpoint.rule_state, own))
+    batch.compensations.extend(map(checkpoint.compensation, own))
+    batch.params[:] = map(plain, batch.params)
+    batch.grads[:] = map(plain, batch.grads)
+    counters = [state["step"] for state in own]
+    one = torch.ones(())  # a number would be made a tensor for every counter
+    torch._foreach_add_(counters, one, alpha=1.0)
+    batch.steps.extend(map(Tensor.item, counters))
 
 
 Allocate = Callable[[Tensor, State], None]

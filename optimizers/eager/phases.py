@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from optimizers.eager.calls import COMBINED, COPY
+from optimizers.eager.calls import COMBINED, copied
 from optimizers.eager.recording import Recording, is_single
 from optimizers.eager.rewriting import Place, Step
 
@@ -164,7 +164,7 @@ class Phases:
             if self.written[place] == phase:
                 if value not in made:  # it was kept, or is elsewhere, too
                     made[value] = inputs + value
-                    found.steps.append(Step(COPY, (places[value],), made[value]))
+                    found.steps.append(Step(copied, (places[value],), made[value]))
                 results[place] = made[value]
         for value, count in self.kept.items():
             if self.phase[value] == phase:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimizers.eager.calls import COMBINED, COPY
+from optimizers.eager.calls import COMBINED, copied
 from optimizers.eager.phases import Phases
 from optimizers.eager.recording import Recording
 from optimizers.eager.rewriting import Place, Step, fewer
@@ -175,15 +175,16 @@ def plan(steps: Sequence[Step], results: Sequence[int | None], like: Tensor) -> 
         last |= {arg.number: index for arg in step.args if isinstance(arg, Place)}
     made = {step.result: index for index, step in enumerate(steps)}
     goals: dict[int, int] = {}
-    late: list[tuple[int, int]] = []  # what was there is still needed: copied at the end
+    late: dict[int, list[tuple[int, int]]] = {}  # copied after a step that still needs the old
     for place, value in enumerate(results):
         if value is None:
             continue
         if value not in goals and last[place] <= made[value]:
             goals[value] = place
         else:
-            late.append((value, place))
-            last[value] = len(steps)
+            after = max(last[place], made[value])
+            late.setdefault(after, []).append((value, place))
+            last[value] = max(last[value], after + 1)
     until = {place: made[value] for value, place in goals.items()}  # it is free for others
     places = {number: number for number in range(inputs)}
     free: list[int] = []
@@ -204,7 +205,11 @@ def plan(steps: Sequence[Step], results: Sequence[int | None], like: Tensor) -> 
             places[value], count = count, count + 1
         free = [place for place in free if place != places[value]]
         placed.append(replace(step, args=named, result=places[value]))
-    placed += [Step(COPY, (Place(places[value]),), place) for value, place in late]
+        for value, place in late.get(index, ()):
+            placed.append(Step(copied, (Place(places[value]),), place))
+            if value not in goals:  # from now on it is where it has to be
+                free += [places[value]] if places[value] >= inputs else []
+                goals[value] = places[value] = place
     return assemble(placed, count, count - inputs, like)
 
 

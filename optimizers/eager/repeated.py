@@ -61,7 +61,7 @@ def with_numbers(batch: Batch, piece: Piece, numbers: Sequence[Any]) -> tuple[Ba
     hyper = {k: next(left) if isinstance(v, float) else v for k, v in vars(batch.hyper).items()}
     state = {k: v if v.dim() else next(left) for k, v in piece.state.items()}
     batch = replace(batch, hyper=Values(**hyper), bound=bound)
-    return batch, replace(piece, t=t, scale=scale, state=state)
+    return batch, piece._replace(t=t, scale=scale, state=state)
 
 
 def kind(compute: Compute, batch: Batch, piece: Piece) -> Hashable | None:
@@ -181,7 +181,7 @@ class Repeated:
         few = iter([tensor[:LEAST].view(shape) for tensor in first])
         param, grad = next(few), next(few)
         state = {k: next(few) if v.dim() else v for k, v in piece.state.items()}
-        part = replace(piece, param=param, grad=grad, state=state)
+        part = piece._replace(param=param, grad=grad, state=state)
         used = [n.clone() if isinstance(n, Tensor) else n for n in numbers]
         tensors = {index: n for index, n in enumerate(used) if isinstance(n, Tensor)}
         if tape is not None:
