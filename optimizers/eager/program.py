@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from optimizers.eager.rewriting import Place, Step, fewer
 from optimizers.eager.tape import resolved
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """One call: ``arguments`` takes its own from a list of inputs, buffers and constants, into
     whose place ``result`` it writes.
     """
@@ -81,9 +80,8 @@ class Replay:
         """Step one piece in place."""
         buffers = memory.take("buffers", self.buffers, inputs[0], inputs[0].numel())
         places = [*inputs, *buffers, *self.constants]
-        for operation in self.operations:
-            args = operation.arguments(places)
-            operation.call(*args, **operation.kwargs, out=places[operation.result])
+        for call, arguments, kwargs, result in self.operations:
+            call(*arguments(places), **kwargs, out=places[result])
 
 
 @dataclass(frozen=True)
@@ -130,13 +128,15 @@ class Program:
         kept = self.keep(parts, memory)
         known: list[Any] = [None] * self.numbers
         for walk in self.walks:
-            slots = parts[0][0].new_empty(len(walk.sums), len(parts))
-            for column, part in enumerate(parts):
-                for row, (place, _) in enumerate(walk.sums):
-                    known[place] = slots[row, column]
-                walk.replay.run([*part, *known, *(values[column] for values in kept)], memory)
-            for row, (place, combined) in enumerate(walk.sums):
-                known[place] = combined(slots[row])
+            # a row for every sum, a column for every piece
+            rows = parts[0][0].new_empty(len(walk.sums), len(parts)).unbind() if walk.sums else ()
+            columns = [*zip(*(row.unbind() for row in rows), strict=True)] or [()] * len(parts)
+            for number, (part, column) in enumerate(zip(parts, columns, strict=True)):
+                for (place, _), slot in zip(walk.sums, column, strict=True):
+                    known[place] = slot
+                walk.replay.run([*part, *known, *(values[number] for values in kept)], memory)
+            for (place, combined), row in zip(walk.sums, rows, strict=True):
+                known[place] = combined(row)
             walk.numbers(known)
         return {key: known[place] for key, place in self.outputs.items()}
 
