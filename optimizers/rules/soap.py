@@ -125,11 +125,10 @@ def kept_bases(state: State) -> State:
 
 def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar) -> State:
     """Adam in the bases; ``t`` counts the steps that moved something."""
-    rotated = rotate(grad, state)
-    exp_avg, exp_avg_sq = averaged(rotated, state, hyper)
+    exp_avg, exp_avg_sq = averaged(rotate(grad, state), state, hyper)
     t = where(t < 1, 1.0, t)
     correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
-    scaled = (exp_avg / exp_avg_sq.sqrt().add_(hyper.eps)).mul_(correction)
+    scaled = exp_avg_sq.sqrt().add_(hyper.eps).reciprocal_().mul_(exp_avg).mul_(correction)
     return {
         "direction": rotate(scaled, state, back=True),
         "exp_avg": exp_avg,
