@@ -2,8 +2,8 @@
 
 What a sum is made of is computed before it, and as much else as possible after it, so that few
 values have to wait. A value that both sides need is taken from where it was written, if it is a new
-state; else it is computed again, which costs less than a tenth of a step and no memory. Only what
-can no longer be computed is kept in memory as large as the parameter.
+state; else it is computed again, which costs a tenth of a step and no memory, or kept in memory as
+large as the parameter if that is small. What can no longer be computed is always kept.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from optimizers.eager.calls import COMBINED, copied
 from optimizers.eager.recording import Recording, is_single
 from optimizers.eager.rewriting import Place, Step
+
+FEW = 2  # steps for one value take less than its way through memory
 
 
 @dataclass
@@ -47,10 +49,10 @@ def useful(recording: Recording) -> list[Step]:
 
 
 class Phases:
-    """How a recording falls into phases."""
+    """How a recording falls into phases; with ``keep``, only `FEW` are computed again."""
 
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
+    def __init__(self, recording: Recording, keep: bool = False) -> None:
+        self.recording, self.keep = recording, keep
         self.steps = {step.result: step for step in useful(recording)}
         self.replaced = {
             place: value for place, value in enumerate(recording.results) if value is not None
@@ -118,11 +120,11 @@ class Phases:
         return [*found, value]
 
     def missing(self, phase: int) -> set[int]:
-        """What a phase computes again. Values that it cannot are kept for it."""
+        """What a phase computes again. Values that it cannot, or need not, are kept for it."""
         extra: set[int] = set()
         for value in self.needed(phase):
             more = self.again(value, phase)
-            if more is None:
+            if more is None or (self.keep and len(more) > FEW):
                 self.kept.setdefault(value, len(self.kept))
             else:
                 extra.update(more)

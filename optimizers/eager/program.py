@@ -147,9 +147,9 @@ class Program:
         return [torch.split(vector, sizes) for vector in whole]
 
 
-def program(recording: Recording, like: Tensor) -> Program:
-    """How to repeat a recording."""
-    phases = Phases(recording)
+def program(recording: Recording, like: Tensor, keep: bool = False) -> Program:
+    """How to repeat a recording; with ``keep``, in memory as large as the parameter."""
+    phases = Phases(recording, keep)
     arrays = len(recording.results)
     walks = []
     for phase in phases.run():

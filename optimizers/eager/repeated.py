@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from optimizers.engines import Batch
 
 DECISIONS = 16  # programs of one kind that are kept; they differ in what was decided
+KEPT = 2**20  # entries of a parameter whose values may wait for the next phase in memory
 SLIGHTLY = 1 - 2.0**-10  # what numbers are changed by to see what depends on them
+
+
+def is_kept(piece: Piece) -> bool:
+    """Whether what a later phase needs is kept, and not computed again."""
+    return piece.param.numel() <= KEPT
 
 
 def arrays(part: Piece) -> list[Tensor]:
@@ -73,7 +79,7 @@ def kind(compute: Compute, batch: Batch, piece: Piece) -> Hashable | None:
     return (
         compute, rule.name, rule.update, rule.core, rule.model, rule.weight_decay_mode,
         rule.still_first, batch.mode, batch.bound is None, batch.maximize, *static.items(),
-        param.dim(), param.dtype, param.device, *piece.state,
+        param.dim(), param.dtype, param.device, is_kept(piece), *piece.state,
     )  # fmt: skip
 
 
@@ -131,7 +137,7 @@ class Repeated:
         """How a parameter is stepped, whose first piece is given, and new numbers of its state."""
         now = tuple(value.item() for value in piece.state.values() if not value.dim())
         key = (piece.t, piece.scale, piece.param.dim(), piece.param.dtype, piece.param.device,
-               *piece.state, *now)  # fmt: skip
+               is_kept(piece), *piece.state, *now)  # fmt: skip
         if key not in self.known:
             self.known[key] = self.filled(piece, first)
         return self.known[key]
@@ -152,7 +158,7 @@ class Repeated:
         if plain is None:
             return None, {}
         after = {k: v for k, v in plain.numbers.items() if isinstance(v, Tensor)}
-        return program(plain, first[0]).fill(()), after
+        return program(plain, first[0], is_kept(piece)).fill(()), after
 
     def template(
         self, piece: Piece, first: Sequence[Tensor], numbers: Sequence[Any]
@@ -168,7 +174,7 @@ class Repeated:
         one, two = (self.record(piece, first, tape.values, tape) for tape in tapes)
         found = None
         if one is not None and two is not None and text(one) == text(two):
-            found = Template(program(one, first[0]), tapes[0], one.numbers)
+            found = Template(program(one, first[0], is_kept(piece)), tapes[0], one.numbers)
         for tape in tapes:
             tape.end()
         return found

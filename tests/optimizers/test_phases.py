@@ -69,14 +69,14 @@ def compute(update, inputs):
 
 
 @settings(deadline=None, max_examples=300)
-@given(updates())
-def test_any_update_in_pieces_is_that_of_the_whole(update):
+@given(updates(), st.booleans())
+def test_any_update_in_pieces_is_that_of_the_whole(update, keep):
     source = torch.Generator().manual_seed(len(update[0]))
     inputs = [torch.rand(23, generator=source, dtype=torch.float64) for _ in range(INPUTS)]
     new, sums = compute(update, inputs)
     few = [tensor[:5] * 0.7 for tensor in inputs]  # what is recorded are other values
     found = record(few, lambda: Made(*compute(update, few), {}))
-    again = program.program(found, inputs[0]).fill(())
+    again = program.program(found, inputs[0], keep).fill(())
     after = [tensor.clone() for tensor in inputs]
     parts = list(zip(*(tensor.split(9) for tensor in after), strict=True))
     totals = again.run(parts, program.Memory())
@@ -89,10 +89,10 @@ def test_any_update_in_pieces_is_that_of_the_whole(update):
         torch.testing.assert_close(totals[key], value, rtol=1e-9, atol=1e-11 * largest)
 
 
-def phases_of(body):
+def phases_of(body, keep=False):
     """The phases of what ``body`` does to a gradient, a parameter and a state, and what is kept."""
     few = [torch.rand(5) for _ in range(3)]
-    found = phases.Phases(record(few, lambda: Made(body(*few), {}, {})))
+    found = phases.Phases(record(few, lambda: Made(body(*few), {}, {})), keep)
     names = [[step.call.__name__ for step in phase.steps] for phase in found.run()]
     return names, len(found.kept)
 
@@ -104,6 +104,17 @@ def test_what_a_step_needs_after_its_norm_is_computed_again():
         return [None, param - direction / torch.linalg.vector_norm(direction), average]
 
     assert phases_of(lamb) == ([["lerp", "sqrt", "norm_of"], ["sqrt", "div", "sub"]], 0)
+
+
+def test_what_takes_several_steps_is_kept_where_there_is_memory():
+    def lamb(grad, param, state):
+        direction = torch.sqrt(torch.exp(torch.neg(param)))
+        return [None, param - direction / torch.linalg.vector_norm(direction), grad]
+
+    first = ["neg", "exp", "sqrt", "norm_of"]
+    assert phases_of(lamb)[0][0] == first
+    assert phases_of(lamb)[1] == 0
+    assert phases_of(lamb, keep=True) == ([first, ["div", "sub", "copied"]], 1)
 
 
 def test_what_can_no_longer_be_computed_is_kept():
