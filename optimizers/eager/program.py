@@ -53,8 +53,8 @@ class Memory:
         if (key, size) not in self.cut:
             whole = self.whole.get(key)
             if whole is None or any(vector.numel() < size for vector in whole):
+                whole, self.whole[key], self.cut = None, [], {}  # what is too small goes first
                 whole = self.whole[key] = [like.new_empty(size) for _ in range(count)]
-                self.cut = {}
             self.cut[key, size] = [vector[:size] for vector in whole]
         return self.cut[key, size]
 
