@@ -103,7 +103,7 @@ def prepare_rows(batch: Batch, states: Mapping[Tensor, State], allocate: Allocat
     batch.params[:] = map(plain, batch.params)
     batch.grads[:] = map(plain, batch.grads)
     counters = [state["step"] for state in own]
-    one = torch.ones(())  # a number would be made a tensor for every counter
+    one = torch.ones((), device=counters[0].device)  # a number becomes a tensor for every counter
     torch._foreach_add_(counters, one, alpha=1.0)
     batch.steps.extend(map(Tensor.item, counters))
 
