@@ -30,7 +30,7 @@ from optimizers.eager.repeated import Computed, Repeated
 from optimizers.parts import Blocks, Core, Known, follow
 from optimizers.pieces import ROWS, Piece, chunk, chunks, row_blocks
 from optimizers.precision import compute_dtype, narrow, noise_source, widen
-from optimizers.stacks import gather, over_stack, scatter, stacks
+from optimizers.stacks import gather, over_stack, scatter, scatter_state, stacks
 
 VALUES = "values"  # what goes through a rule's core, while it is beside the rule's own state
 
@@ -316,7 +316,17 @@ def contribution(batch: Batch, part: Piece) -> Computed:
 def partial_sums(batch: Batch) -> Iterator[dict[str, Tensor]]:
     """What each parameter contributes to the sums over all of them."""
     repeated = Repeated(batch, contribution)
-    for piece in batch.pieces():
+    alone = []
+    for pieces in stacks(batch.pieces()):
+        if len(pieces) == 1 or not all(value.dim() for value in pieces[0].state.values()):
+            alone += pieces
+            continue
+        stack = gather(pieces)
+        own = contribution(batch, stack)  # whose sums are over all of them
+        new = {key: value for key, value in own.state.items() if value is not stack.state[key]}
+        scatter_state(new, pieces)
+        yield {key: readable(value) for key, value in own.sums.items()}
+    for piece in alone:
         found = repeated.step(piece)
         if found is not None:
             store(piece.state, found.state)

@@ -69,13 +69,18 @@ def gather(pieces: Sequence[Piece]) -> Piece:
     )  # fmt: skip
 
 
+def scatter_state(state: State, pieces: Sequence[Piece]) -> None:
+    """Write the state of a stack back to that of its parameters."""
+    into = [piece.state[key] for key in state for piece in pieces]
+    if into:
+        torch._foreach_copy_(into, [each for value in state.values() for each in value.unbind()])
+
+
 def scatter(stack: Piece, pieces: Sequence[Piece]) -> None:
     """Write a stack back to its parameters."""
+    scatter_state(stack.state, pieces)
     into = [piece.param for piece in pieces]
     values = list(stack.param.unbind())
-    for key, value in stack.state.items():
-        into += [piece.state[key] for piece in pieces]
-        values += value.unbind()
     if stack.compensation is not None:
         into += [piece.compensation for piece in pieces if piece.compensation is not None]
         values += stack.compensation.unbind()

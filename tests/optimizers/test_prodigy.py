@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import optimizers
+from optimizers import stacks
 from tests.optimizers.helpers import problem
 from tests.reference import relative_error
 from tests.references.prodigy import prodigy_model
@@ -69,3 +70,20 @@ def test_gradients_of_zero_move_nothing():
     step(opt, params, [torch.zeros_like(before)])
     assert torch.equal(params[0], before)
     assert opt.param_groups[0]["shared"]["d"] == 1e-6
+
+
+def test_parameters_of_one_shape_are_summed_up_as_any_others(monkeypatch):
+    ends = []
+    for most in (stacks.MOST, 0):
+        monkeypatch.setattr(stacks, "MOST", most)
+        source = torch.Generator().manual_seed(4)
+        params = [torch.randn(7, generator=source, dtype=torch.float64) for _ in range(5)]
+        opt = optimizers.Prodigy(params, lr=1.0, d0=1e-3, weight_decay=0.1, engine="eager")
+        for step in range(6):
+            for number, param in enumerate(params):
+                grad = torch.randn(7, generator=source, dtype=torch.float64)
+                param.grad = grad if step > 2 or number < 4 else None
+            opt.step()
+        ends.append([*params, *(opt.state[param]["s"] for param in params)])
+    for together, alone in zip(*ends, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
