@@ -140,9 +140,9 @@ def resident(peak: bool = False) -> int:
 def trim() -> None:
     """Give back what has been freed, which the C library may keep for later."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if give_back is not None:
+        give_back(0)
 
 
 def forget_peak() -> None:

@@ -90,15 +90,12 @@ def grad_norms(grads: Iterable[Tensor], at_least: torch.dtype = torch.float32) -
 
 def as_floats(scalars: Sequence[Tensor]) -> list[float]:
     """The values of 0-D tensors, waiting once per device for all of them."""
-    if len({(scalar.device, scalar.dtype) for scalar in scalars}) == 1:
-        return list(torch.stack([*scalars]).tolist())
-    kinds: dict[object, list[int]] = {}
-    for index, scalar in enumerate(scalars):
-        kinds.setdefault((scalar.device, scalar.dtype), []).append(index)
-    values: dict[int, float] = {}
-    for indices in kinds.values():
-        values |= zip(indices, torch.stack([scalars[i] for i in indices]).tolist(), strict=True)
-    return [values[index] for index in range(len(scalars))]
+    kinds = [(scalar.device, scalar.dtype) for scalar in scalars]
+    values = {}
+    for kind in dict.fromkeys(kinds):
+        alike = [scalar for scalar, own in zip(scalars, kinds, strict=True) if own == kind]
+        values[kind] = iter(torch.stack(alike).tolist())
+    return [next(values[kind]) for kind in kinds]
 
 
 def is_finite(grad: Tensor) -> bool:

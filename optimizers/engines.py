@@ -316,17 +316,17 @@ def contribution(batch: Batch, part: Piece) -> Computed:
 def partial_sums(batch: Batch) -> Iterator[dict[str, Tensor]]:
     """What each parameter contributes to the sums over all of them."""
     repeated = Repeated(batch, contribution)
-    alone = []
+    ordinary = []
     for pieces in stacks(batch.pieces()):
         if len(pieces) == 1 or not all(value.dim() for value in pieces[0].state.values()):
-            alone += pieces
+            ordinary += pieces
             continue
         stack = gather(pieces)
         own = contribution(batch, stack)  # whose sums are over all of them
         new = {key: value for key, value in own.state.items() if value is not stack.state[key]}
         scatter_state(new, pieces)
         yield {key: readable(value) for key, value in own.sums.items()}
-    for piece in alone:
+    for piece in ordinary:
         found = repeated.step(piece)
         if found is not None:
             store(piece.state, found.state)

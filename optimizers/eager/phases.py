@@ -2,8 +2,8 @@
 
 What a sum is made of is computed before it, and as much else as possible after it, so that few
 values have to wait. A value that both sides need is taken from where it was written, if it is a new
-state; else it is computed again, which costs a tenth of a step and no memory, or kept in memory as
-large as the parameter if that is small. What can no longer be computed is always kept.
+state. Else it is computed again, which takes no memory, or it is kept in memory as large as the
+parameter: what can no longer be computed always, and of small parameters what takes several steps.
 """
 
 from __future__ import annotations
