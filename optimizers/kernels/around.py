@@ -41,10 +41,9 @@ class AroundTable(Table):
             alike.setdefault(param.shape, []).append((param, grad))
         ordered = [*chain(*alike.values())]
         super().__init__(signature, [p for p, _ in ordered], [g for _, g in ordered])
-        assert signature.core is not None
-        assert signature.after is not None
-        assert signature.between is not None
-        self.core, self.after, self.between = signature.core, signature.after, signature.between
+        assert signature.middle is not None
+        middle = signature.middle
+        self.core, self.between, self.after = middle.core, middle.dtype, middle.after
         self.stacks: list[Stack] = []
         end = 0
         for shape, rows in alike.items():

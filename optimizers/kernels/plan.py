@@ -17,7 +17,17 @@ from optimizers.kernels.around import AroundTable
 from optimizers.kernels.build import NoKernel, tell_once
 from optimizers.kernels.kernel import kernel_of
 from optimizers.kernels.source import Form
-from optimizers.kernels.table import CONTIGUOUS, GRAD, REAL, Signature, Table, factor, holds, takes
+from optimizers.kernels.table import (
+    CONTIGUOUS,
+    GRAD,
+    REAL,
+    Middle,
+    Signature,
+    Table,
+    factor,
+    holds,
+    takes,
+)
 from optimizers.kernels.trace import Layout, Untraceable, shape_of
 from optimizers.parts import Core
 from optimizers.precision import HALF, compute_dtype
@@ -69,7 +79,7 @@ class Plan:
             return
         for signature, params in self.found.items() if use else ():
             try:
-                kind = Table if signature.core is None else AroundTable
+                kind = Table if signature.middle is None else AroundTable
                 self.tables.append(kind(signature, params, [*map(GRAD, params)]))
             except NoKernel as error:
                 tell_once(f"optimizers run without compiled kernels: {error}")
@@ -153,7 +163,7 @@ class Signatures:
         )
         if before is None or after is None:
             return None
-        return Signature(param.dtype, before, core=core, after=after, between=storage)
+        return Signature(param.dtype, before, middle=Middle(core, storage, after))
 
 
 def sort_params(
@@ -170,7 +180,7 @@ def sort_params(
         fits = takes(param, grad) and holds(param, state)
         fits = fits and (not wish.units or (param.is_contiguous() and grad.is_contiguous()))
         signature = signatures.of(param, state) if fits else None
-        if signature is not None and (signature.kernel.factored or signature.core):
+        if signature is not None and (signature.kernel.factored or signature.middle):
             arrays = (param, grad, *state.values())
             whole = all(map(CONTIGUOUS, arrays)) and not wish.units
             signature = signature if whole else None

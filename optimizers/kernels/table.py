@@ -106,20 +106,28 @@ def table_of(arrays: Sequence[array[Any] | None]) -> array[int] | None:
 
 
 @dataclass(frozen=True)
+class Middle:
+    """What comes behind a first kernel: a rule's core on values of a dtype, and another kernel."""
+
+    core: Core
+    dtype: torch.dtype
+    after: Kernel
+
+
+@dataclass(frozen=True)
 class Signature:
     """What the rows of one table have in common."""
 
     dtype: torch.dtype  # of the parameters
     kernel: Kernel
     share: Kernel | None = None
-    core: Core | None = None  # then `kernel` leads to it, and `after` away from it
-    after: Kernel | None = None
-    between: torch.dtype | None = None  # of what goes through the core
+    middle: Middle | None = None
 
     @property
     def kernels(self) -> list[Kernel]:
         """All that there are."""
-        return [k for k in (self.kernel, self.share, self.after) if k is not None]
+        after = None if self.middle is None else self.middle.after
+        return [k for k in (self.kernel, self.share, after) if k is not None]
 
 
 class Prepared(NamedTuple):
