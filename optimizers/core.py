@@ -9,8 +9,7 @@ or a stack of K trials with (K,) hyperparameters under ``torch.func.vmap``.
 
 ``hyper`` carries each hyperparameter by name (``hyper.lr``, ``hyper.beta1``), each `Option`
 (static: a rule may branch on it) and the shared scalars of a `ModelHook`. ``state`` is a flat
-dict of tensors; a rule returns new tensors and never writes into what it was given, but for state
-that it returns again (soap, whose matrices take longer to copy than a step of other rules).
+dict of tensors; a rule returns new tensors and never writes into what it was given.
 ``t`` counts from 1 the updates this state has absorbed, so a parameter whose gradient comes late
 starts at 1.
 Parameters arrive real (complex ones as pairs of reals) and in the precision of the arithmetic
@@ -28,8 +27,9 @@ How a rule says what it needs:
   bases).
 - ``points``: training and evaluation happen at different points (`Points`, schedule-free).
 - ``observe``: folds an extra gradient into the state, called by ``opt.update_hessian()`` (sophia).
-- ``blocks``: the same update for a big matrix in blocks of rows (adafactor); ``core``: the same
-  update with all but its middle entry by entry (muon). See `optimizers.parts`.
+- ``blocks``: the same update for a big matrix in blocks of rows (adafactor); ``slices``: the same
+  in place, slice by slice (soap); ``core``: the same with all but its middle entry by entry (muon).
+  See `optimizers.parts`.
 - ``partner``: parameters the rule cannot handle go to another rule in the same optimizer (muon).
 - ``state_first``: checkpoints hold state for parameters that never had a gradient, too, because
   torch's optimizer for the rule expects it (adagrad).
@@ -50,7 +50,7 @@ import torch
 from torch import Tensor
 
 from optimizers.meta import WithoutSympy
-from optimizers.parts import Blocks, Core
+from optimizers.parts import Blocks, Core, Slices
 
 Scalar: TypeAlias = float | Tensor
 State: TypeAlias = dict[str, Tensor]
@@ -221,6 +221,7 @@ class Rule:
     observe: Callable[[Tensor, Tensor, State, Values, Scalar], State] | None = None
     partner: Partner | None = None
     blocks: Blocks | None = None
+    slices: Slices | None = None
     core: Core | None = None
 
     @property

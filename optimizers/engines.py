@@ -8,97 +8,21 @@ more than the rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from itertools import starmap
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from optimizers.around import Sliced, Step, around_core, computed
+from optimizers.batch import Batch, seen, step_part, store
 from optimizers.clipping import readable
-from optimizers.core import (
-    DecayMode,
-    Rule,
-    Scalar,
-    State,
-    Values,
-    add_scaled,
-    advance,
-)
+from optimizers.core import Rule, Scalar, State
 from optimizers.eager.repeated import Computed, Repeated
-from optimizers.parts import Blocks, Core, Known, follow
+from optimizers.parts import Blocks, Known
 from optimizers.pieces import ROWS, Piece, chunk, chunks, row_blocks
-from optimizers.precision import compute_dtype, narrow, noise_source, widen
+from optimizers.precision import compute_dtype, noise_source
 from optimizers.stacks import gather, over_stack, scatter, scatter_state, stacks
-
-VALUES = "values"  # what goes through a rule's core, while it is beside the rule's own state
-
-
-@dataclass
-class Batch:
-    """The parameters of one group that have a gradient, and all that their step needs.
-
-    ``scales`` multiply the gradients (clipping), ``bound`` limits each entry; ``steps`` are the
-    updates each state will have absorbed after this one. ``compensations`` hold what half
-    precision parameters could not, ``stochastic`` rounds them at random. Parameters and gradients
-    are real; a gradient that is still sparse has its rows updated alone. ``zeros`` says which of
-    the rule's hyperparameters are zero. ``tables`` hold further parameters of the group, which
-    compiled kernels step.
-    """
-
-    rule: Rule
-    mode: DecayMode
-    hyper: Values
-    params: list[Tensor]
-    grads: list[Tensor]
-    states: list[State] = field(default_factory=list)
-    compensations: list[Tensor | None] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
-    scales: list[Scalar] = field(default_factory=list)
-    bound: float | None = None
-    maximize: bool = False
-    stochastic: bool = False
-    zeros: tuple[bool, ...] = ()
-    tables: Sequence[Any] = ()  # optimizers.kernels.table.Table, which comes after this
-
-    def pieces(self) -> Iterator[Piece]:
-        """The parameters one by one."""
-        columns = (
-            self.params, self.grads, self.states, self.compensations, self.steps, self.scales
-        )  # fmt: skip
-        return starmap(Piece, zip(*columns, strict=True))
-
-
-def usable(grad: Tensor, rule: Rule, mode: DecayMode, hyper: Values, whole: bool) -> Tensor:
-    """A gradient as engines take it: dense, or sparse where all other rows stay as they are.
-
-    ``whole`` asks for a dense one in any case. Raises TypeError for rules without a sparse form.
-    """
-    if grad.layout == torch.strided:
-        return grad
-    if rule.sparse is None or not grad.is_sparse:
-        raise TypeError(f"{rule.class_name} does not support gradients of layout {grad.layout}")
-    rows_alone = mode == "none" and rule.sparse(hyper) and not grad.is_complex()
-    return grad.coalesce() if rows_alone and not whole else grad.to_dense()
-
-
-def prepare(batch: Batch, piece: Piece) -> Tensor:
-    """The gradient that the rule sees: widened, clipped, and turned for maximisation."""
-    grad = piece.grad.to(compute_dtype(piece.param.dtype))
-    if batch.bound is not None:
-        grad = grad.clamp(-batch.bound, batch.bound)
-    if isinstance(piece.scale, Tensor) or piece.scale != 1.0:
-        grad = grad * piece.scale
-    return -grad if batch.maximize else grad
-
-
-def seen(batch: Batch, piece: Piece) -> tuple[Tensor, Tensor]:
-    """The gradient and the parameter that the parts of a rule see: `advance` up to the rule."""
-    grad, param = prepare(batch, piece), widen(piece.param, piece.compensation)
-    if batch.mode == "l2":
-        grad = add_scaled(grad, param, batch.hyper.weight_decay)
-    return grad, param
 
 
 def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
@@ -130,83 +54,6 @@ def parts_of(batch: Batch, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
         yield from ((batch.rule, part) for part in chunks(piece))
     else:
         yield batch.rule, piece
-
-
-def stepped(batch: Batch, rule: Rule, part: Piece) -> tuple[Tensor, State]:
-    """The new value of a parameter, not narrowed yet, and the new state."""
-    grad, param = prepare(batch, part), widen(part.param, part.compensation)
-    return advance(rule, batch.mode, grad, param, part.state, batch.hyper, part.t)
-
-
-def step_part(batch: Batch, rule: Rule, part: Piece, noise: torch.Generator | None = None) -> State:
-    """Step what fits the cache; returns the new state."""
-    new, state = stepped(batch, rule, part)
-    narrow(part.param, new, part.compensation, noise)
-    return state
-
-
-def computed(batch: Batch, part: Piece) -> Computed:
-    """The step of a part by the rule itself."""
-    return Computed(*stepped(batch, batch.rule, part), {})
-
-
-def before_core(batch: Batch, part: Piece) -> Computed:
-    """The new state of a part, and the values for the rule's core."""
-    core = batch.rule.core
-    assert core is not None
-    own = {key: value for key, value in part.state.items() if key != VALUES}
-    grad, param = seen(batch, part)
-    values, state = core.before(grad, param, own, batch.hyper, part.t)
-    return Computed(None, {**state, VALUES: values}, {})
-
-
-class Around:
-    """Steps of parameters whose `Core` has to see all of them, while all else is done in pieces.
-
-    Beside the values that go through the core there is never more in memory than pieces.
-    """
-
-    def __init__(self, batch: Batch, core: Core) -> None:
-        self.batch, self.core = batch, core
-        rule = replace(batch.rule, update=follow)
-        mode: DecayMode = "none" if batch.mode == "l2" else batch.mode  # is in the values already
-        self.after = replace(batch, rule=rule, mode=mode, bound=None, maximize=False)
-        self.scratch: Tensor | None = None
-        self.first = Repeated(batch, before_core)
-        self.last = Repeated(self.after, computed)
-
-    def step(self, piece: Piece, noise: torch.Generator | None) -> None:
-        """Step one parameter."""
-        hyper = self.batch.hyper
-        values = torch.empty_like(piece.param, dtype=self.core.storage(piece.param, hyper))
-        parts = chunks(piece._replace(state={**piece.state, VALUES: values}))
-        for part in parts:
-            wide = self.wide(part, part.state[VALUES])
-            whole = part._replace(state={**part.state, VALUES: wide})
-            if self.first.step(whole) is None:
-                store(whole.state, before_core(self.batch, whole).state)
-            if wide is not part.state[VALUES]:
-                part.state[VALUES].copy_(wide)
-        work = values.new_empty(self.core.work(values.shape))
-        direction = self.core.whole(values.unsqueeze(0), hyper, work).squeeze(0)
-        for part in chunks(piece._replace(grad=direction, state={}, scale=1.0)):
-            wide = self.wide(part, part.grad)
-            if wide is not part.grad:
-                wide.copy_(part.grad)
-            whole = part._replace(grad=wide)
-            if noise is not None or self.last.step(whole) is None:
-                step_part(self.after, self.after.rule, whole, noise)
-
-    def wide(self, part: Piece, values: Tensor) -> Tensor:
-        """Memory for values in the precision of the arithmetic, or the values themselves."""
-        dtype, size = compute_dtype(part.param.dtype), values.numel()
-        if values.dtype == dtype:
-            return values
-        if values.dim() != 1 or size > chunk():
-            return torch.empty_like(values, dtype=dtype)
-        if self.scratch is None:
-            self.scratch = values.new_empty(chunk(), dtype=dtype)
-        return self.scratch[:size]
 
 
 def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
@@ -253,10 +100,12 @@ def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None
         whole[key][index] = value
 
 
-def alone(batch: Batch) -> Callable[[Piece, torch.Generator | None], None]:
+def alone(batch: Batch) -> Step:
     """How parameters of a batch are stepped one by one."""
     if batch.rule.core is not None:
-        return Around(batch, batch.rule.core).step
+        return around_core(batch, batch.rule.core)
+    if batch.rule.slices is not None:
+        return Sliced(batch, batch.rule.slices).step
     if batch.rule.scope == "tensor":
         return partial(step_dense, batch)
     repeated = Repeated(batch, computed)
@@ -296,12 +145,6 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
             step_alone(pieces[0], None)
         else:
             step_stack(batch, pieces)
-
-
-def store(state: State, new: State) -> None:
-    """Write a rule's new state into the tensors that hold it."""
-    for key, value in new.items():
-        state[key].copy_(value)
 
 
 def contribution(batch: Batch, part: Piece) -> Computed:

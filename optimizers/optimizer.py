@@ -18,8 +18,9 @@ import torch
 
 from optimizers import checkpoint, clipping, schedules
 from optimizers.base import TorchOptimizer, without_grad
+from optimizers.batch import Batch
 from optimizers.core import Rule, State, Values
-from optimizers.engines import Batch, share
+from optimizers.engines import share
 from optimizers.groups import check_group, split_group
 from optimizers.kernels.plan import Planner
 from optimizers.kernels.policy import check_engine

@@ -1,4 +1,4 @@
-"""Updates that engines may take apart: in blocks of rows, or around a core that sees everything."""
+"""Updates that engines may take apart: in blocks, in slices, or around a core that sees all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from optimizers.core import Scalar, State, Update, Values
 
 Known: TypeAlias = dict[str, Any]  # numbers and tensors
+Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,33 @@ class Core:
         values, state = self.before(grad, param, state, hyper, t)
         copied = values.to(self.storage(param, hyper), copy=True)
         return self.whole(copied.unsqueeze(0), hyper, None).squeeze(0).to(grad.dtype), state
+
+
+@dataclass(frozen=True)
+class Slices:
+    """An update whose slices along one dimension see each other through their common state alone.
+
+    ``along(state)`` names the dimension; None: there is only one slice. ``begin(state, hyper, t,
+    memory) -> new_state`` comes before all slices, ``each(grad, state, hyper, t, memory) ->
+    (direction, new_state)`` is the update of a slice, which sees what those before it made of the
+    common state, and ``end`` is as ``begin`` and comes after them. State of the parameter's shape
+    is cut with it.
+
+    All three are pure if ``memory`` is None. Else it is a pair of vectors, each with at least as
+    many entries as a slice has; what is computed lies there, the gradient in the beginning of the
+    first and in the end the direction, and state is written over.
+    """
+
+    begin: Callable[[State, Values, Scalar, Pair | None], State]
+    each: Callable[[Tensor, State, Values, Scalar, Pair | None], tuple[Tensor, State]]
+    end: Callable[[State, Values, Scalar, Pair | None], State]
+    along: Callable[[State], int | None]
+
+    def update(
+        self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
+    ) -> tuple[Tensor, State]:
+        """All as one slice: the `Rule.update`."""
+        state = {**state, **self.begin(state, hyper, t, None)}
+        direction, new = self.each(grad, state, hyper, t, None)
+        state = {**state, **new}
+        return direction, {**state, **self.end(state, hyper, t, None)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -80,13 +81,22 @@ def chunks(piece: Piece) -> Iterator[Piece]:
         yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
 
 
+def fit(shape: Sequence[int], dim: int, entries: int) -> int:
+    """How much of a dimension a slice with so many entries may take: at least one."""
+    return max(1, entries * shape[dim] // prod(shape))
+
+
+def slices_of(piece: Piece, own: State, dim: int, size: int) -> Iterator[Piece]:
+    """Views of so much of a dimension each, and with it of a part of the state."""
+    extra = [] if piece.compensation is None else [piece.compensation]
+    cuts = (torch.split(t, size, dim) for t in (piece.param, piece.grad, *extra, *own.values()))
+    for part, grad, *rest in zip(*cuts, strict=True):
+        state = {**piece.state, **dict(zip(own, rest[len(extra) :], strict=True))}
+        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
+
+
 def row_blocks(piece: Piece) -> Iterator[Piece]:
     """Views of some rows, or matrices, each, and of the state that has an entry for each."""
-    height, size = piece.param.shape[0], ROWS if piece.param.dim() == 2 else chunk()
-    rows = max(1, size * height // piece.param.numel())
-    extra = [] if piece.compensation is None else [piece.compensation]
-    tall = {key: value for key, value in piece.state.items() if value.shape[:1] == (height,)}
-    cuts = (torch.split(t, rows) for t in (piece.param, piece.grad, *extra, *tall.values()))
-    for part, grad, *rest in zip(*cuts, strict=True):
-        state = {**piece.state, **dict(zip(tall, rest[len(extra) :], strict=True))}
-        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
+    shape = piece.param.shape
+    tall = {key: value for key, value in piece.state.items() if value.shape[:1] == shape[:1]}
+    return slices_of(piece, tall, 0, fit(shape, 0, ROWS if len(shape) == 2 else chunk()))

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from optimizers.batch import store
 from optimizers.checkpoint import TRAIN_POINT, compensation, rule_state
 from optimizers.core import Points, Rule, State, Values
-from optimizers.engines import store
 from optimizers.precision import widen
 from optimizers.sharding import placed_like, plain
 

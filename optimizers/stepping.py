@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from optimizers import checkpoint, clipping
+from optimizers.batch import Batch, usable
 from optimizers.clipping import Clip
 from optimizers.core import DecayMode, State, Values
-from optimizers.engines import Batch, eager, usable
+from optimizers.engines import eager
 from optimizers.kernels import inductor
 from optimizers.kernels.plan import Plan
 from optimizers.kernels.table import Table

@@ -30,6 +30,8 @@ LAYERS = {
             "optimizers.monitor",
         ),
         (
+            "optimizers.around",
+            "optimizers.batch",
             "optimizers.eager",
             "optimizers.stacks",
             "optimizers.engines",

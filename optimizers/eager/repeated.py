@@ -22,7 +22,7 @@ from optimizers.pieces import LEAST, Piece, cut
 from optimizers.precision import compute_dtype
 
 if TYPE_CHECKING:
-    from optimizers.engines import Batch
+    from optimizers.batch import Batch
 
 DECISIONS = 16  # programs of one kind that are kept; they differ in what was decided
 KEPT = 2**20  # entries of a parameter whose values may wait for the next phase in memory

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from optimizers.batch import Batch
 from optimizers.core import DecayMode, Rule, State, Values, advance
-from optimizers.engines import Batch
 from optimizers.kernels.build import tell_once
 from optimizers.pieces import Piece, flat
 from optimizers.precision import narrow, widen

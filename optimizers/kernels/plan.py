@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from optimizers.batch import Batch
 from optimizers.core import DecayMode, Rule, State, Values
-from optimizers.engines import Batch
 from optimizers.kernels import policy
 from optimizers.kernels.around import AroundTable
 from optimizers.kernels.build import NoKernel, tell_once

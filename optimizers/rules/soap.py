@@ -30,87 +30,77 @@ from optimizers.core import (
     ema_square,
     where,
 )
+from optimizers.parts import Pair, Slices
+from optimizers.rules import bases
+from optimizers.rules.bases import dims_of, rotate
 from optimizers.rules.ranges import BETAS, beta, epsilon, learning_rate, weight_decay
 
-STRIP = 192  # rows of a product of which only the part right of the diagonal is needed
-LARGE = 2**16  # entries whose state is written over; what is smaller may be one of a stack
+
+def decay_of(hyper: Values) -> Scalar:
+    """The decay of the Gram matrices."""
+    decay: Scalar = where(hyper.shampoo_beta < 0, hyper.beta2, hyper.shampoo_beta)
+    return decay
 
 
-def rotate(tensor: Tensor, state: State, *, back: bool = False) -> Tensor:
-    """A tensor in the bases of its dimensions, or back from them."""
-    for dim in range(tensor.dim()):
-        # one dimension is contracted away in front, and comes back behind the others
-        if f"basis_{dim}" in state:
-            basis = state[f"basis_{dim}"]
-            tensor = torch.tensordot(tensor, basis.mT if back else basis, dims=([0], [0]))
-        else:
-            tensor = tensor.movedim(0, -1)
-    return tensor
+def along(state: State) -> int | None:
+    """The first dimension without a basis, whose entries see each other through the bases alone."""
+    based = [*bases.dims_of(state)]
+    return next((dim for dim in range(state["exp_avg"].dim()) if dim not in based), None)
 
 
-def grams(grad: Tensor, state: State, decay: Scalar) -> State:
-    """Shampoo's running Gram matrix of each dimension, by its name in the state.
-
-    Only entries on and right of the diagonal count (`symmetric`): those left of it may be old.
-    """
-    new: State = {}
-    for dim in range(grad.dim()):
-        if f"gram_{dim}" in state:
-            rows, old = grad.movedim(dim, 0).flatten(1), state[f"gram_{dim}"]
-            if isinstance(decay, Tensor):
-                new[f"gram_{dim}"] = ema(old, rows @ rows.mT, decay)
-            elif grad.numel() > LARGE:
-                new[f"gram_{dim}"] = accumulated(old, rows, decay)
-            else:
-                new[f"gram_{dim}"] = torch.addmm(old, rows, rows.mT, beta=decay, alpha=1 - decay)
-    return new
+def begin(state: State, hyper: Values, t: Scalar, memory: Pair | None) -> State:
+    """Gram matrices forget."""
+    decay, old = decay_of(hyper), {f"gram_{dim}": state[f"gram_{dim}"] for dim in dims_of(state)}
+    if memory is None:
+        return {name: gram * decay for name, gram in old.items()}
+    return {name: gram.mul_(decay) for name, gram in old.items()}
 
 
-def accumulated(gram: Tensor, rows: Tensor, decay: float) -> Tensor:
-    """``decay·gram + (1 - decay)·rows rows'``, written over ``gram``, in half the operations."""
-    for start in range(0, len(gram), STRIP):
-        strip, rest = slice(start, start + STRIP), slice(start, None)
-        gram[strip, rest].addmm_(rows[strip], rows[rest].mT, beta=decay, alpha=1 - decay)
-    return gram
+def each(
+    grad: Tensor, state: State, hyper: Values, t: Scalar, memory: Pair | None
+) -> tuple[Tensor, State]:
+    """A step in the present bases; the gradient enters them only afterwards."""
+    weight = 1 - decay_of(hyper)
+    added: State = {}
+    if memory is None:
+        added = bases.grams(grad, state, weight)
+    else:
+        bases.add_grams_(grad, state, weight, memory)
+    step = choose(
+        t == 1,
+        lambda: no_step(grad, state, memory is not None),
+        lambda: adam_step(grad, state, hyper, t - 1, memory),
+    )
+    return step.pop("direction"), {**added, **step}
 
 
-def symmetric(gram: Tensor) -> Tensor:
-    """A Gram matrix whose entries left of the diagonal count, too; a large one is completed."""
-    if gram.shape[-1] <= STRIP:
-        return gram.triu() + gram.triu(1).mT
-    for start in range(0, len(gram), STRIP):
-        strip, rest = slice(start, start + STRIP), slice(start + STRIP, None)
-        gram[rest, strip].copy_(gram[strip, rest].mT)
-    return gram
+def no_step(grad: Tensor, state: State, over: bool) -> State:
+    """What becomes of the first gradient, which only starts the bases."""
+    return {"direction": grad.zero_() if over else torch.zeros_like(grad), **moments_of(state)}
 
 
-def first_bases(state: State) -> State:
-    """The eigenvectors of the Gram matrices, largest eigenvalue first; nothing has moments yet."""
-    new = moments_of(state)
-    for name in [name for name in state if name.startswith("gram")]:
-        vectors = torch.linalg.eigh(symmetric(state[name])).eigenvectors
-        new[name.replace("gram", "basis")] = vectors.flip(-1)
-    return new
+def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar, memory: Pair | None) -> State:
+    """Adam in the bases; ``t`` counts the steps that moved something."""
+    rotated = rotate(grad, state, memory=memory)
+    exp_avg, exp_avg_sq = averaged(rotated, state, hyper, memory is not None)
+    t = where(t < 1, 1.0, t)
+    correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
+    root = torch.sqrt(exp_avg_sq, out=None if memory is None else rotated)
+    scaled = root.add_(hyper.eps).reciprocal_().mul_(exp_avg).mul_(correction)
+    return {
+        "direction": rotate(scaled, state, back=True, memory=memory),
+        "exp_avg": exp_avg,
+        "exp_avg_sq": exp_avg_sq,
+    }
 
 
-def refreshed_bases(state: State) -> State:
-    """One power iteration and QR for each basis; the moments follow."""
-    new = moments_of(state)
-    for name in [name for name in state if name.startswith("gram")]:
-        basis = state[name.replace("gram", "basis")]
-        power = symmetric(state[name]) @ basis
-        order = torch.argsort((basis * power).sum(0), descending=True)
-        dim = int(name.removeprefix("gram_"))
-        new["exp_avg_sq"] = new["exp_avg_sq"].index_select(dim, order)
-        new[name.replace("gram", "basis")] = orthonormal(power.index_select(1, order))
-    new["exp_avg"] = rotate(rotate(state["exp_avg"], state, back=True), new)
-    return new
-
-
-def orthonormal(matrix: Tensor) -> Tensor:
-    """The Q of a QR decomposition, without the time that R would take."""
-    product: Tensor = torch.linalg.householder_product(*torch.geqrf(matrix))
-    return product
+def averaged(grad: Tensor, state: State, hyper: Values, over: bool) -> tuple[Tensor, Tensor]:
+    """Adam's moments, written ``over`` the old ones or new."""
+    exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+    if not over:
+        return ema(exp_avg, grad, hyper.beta1), ema_square(exp_avg_sq, grad, hyper.beta2)
+    exp_avg.lerp_(grad, 1 - hyper.beta1)
+    return exp_avg, exp_avg_sq.mul_(hyper.beta2).addcmul_(grad, grad, value=1 - hyper.beta2)
 
 
 def moments_of(state: State) -> State:
@@ -118,54 +108,24 @@ def moments_of(state: State) -> State:
     return {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
 
 
-def kept_bases(state: State) -> State:
-    """What the bases of the other functions replace, as it was."""
-    return {key: value for key, value in state.items() if not key.startswith("gram")}
+def end(state: State, hyper: Values, t: Scalar, memory: Pair | None) -> State:
+    """New bases in the first step, and whenever they are due."""
+    start, due = t == 1, (t - 1) % hyper.precondition_frequency == 0
+    if memory is None:
+        kept = {key: value for key, value in state.items() if not key.startswith("gram")}
+        return choose(
+            start,
+            lambda: kept | bases.first(state),
+            lambda: choose(due, lambda: kept | bases.refreshed(state), lambda: kept),
+        )
+    if start:
+        bases.first_(state, memory)
+    elif due:
+        bases.refresh_(state, along(state), memory)
+    return {}
 
 
-def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar) -> State:
-    """Adam in the bases; ``t`` counts the steps that moved something."""
-    exp_avg, exp_avg_sq = averaged(rotate(grad, state), state, hyper)
-    t = where(t < 1, 1.0, t)
-    correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
-    scaled = exp_avg_sq.sqrt().add_(hyper.eps).reciprocal_().mul_(exp_avg).mul_(correction)
-    return {
-        "direction": rotate(scaled, state, back=True),
-        "exp_avg": exp_avg,
-        "exp_avg_sq": exp_avg_sq,
-    }
-
-
-def averaged(grad: Tensor, state: State, hyper: Values) -> tuple[Tensor, Tensor]:
-    """Adam's moments; of large parameters they are written over the old ones."""
-    exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
-    vector = isinstance(hyper.beta1, Tensor) or isinstance(hyper.beta2, Tensor)
-    if vector or grad.numel() <= LARGE:
-        return ema(exp_avg, grad, hyper.beta1), ema_square(exp_avg_sq, grad, hyper.beta2)
-    exp_avg.lerp_(grad, 1 - hyper.beta1)
-    return exp_avg, exp_avg_sq.mul_(hyper.beta2).addcmul_(grad, grad, value=1 - hyper.beta2)
-
-
-def no_step(grad: Tensor, state: State) -> State:
-    """What becomes of the first gradient, which only starts the bases."""
-    return {"direction": torch.zeros_like(grad), **moments_of(state)}
-
-
-def update(
-    grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
-) -> tuple[Tensor, State]:
-    """A step in the present bases; the gradient enters them only afterwards."""
-    first, due = t == 1, (t - 1) % hyper.precondition_frequency == 0
-    step = choose(first, lambda: no_step(grad, state), lambda: adam_step(grad, state, hyper, t - 1))
-    direction = step.pop("direction")
-    decay = where(hyper.shampoo_beta < 0, hyper.beta2, hyper.shampoo_beta)
-    new = {**state, **step, **grams(grad, state, decay)}
-    bases = choose(
-        first,
-        lambda: first_bases(new),
-        lambda: choose(due, lambda: refreshed_bases(new), lambda: kept_bases(new)),
-    )
-    return direction, {**new, **bases}
+SLICES = Slices(begin=begin, each=each, end=end, along=along)
 
 
 def init(param: Tensor, hyper: Values) -> State:
@@ -181,7 +141,8 @@ def init(param: Tensor, hyper: Values) -> State:
 SOAP = Rule(
     name="soap",
     class_name="SOAP",
-    update=update,
+    update=SLICES.update,
+    slices=SLICES,
     state=init,
     still_first=True,
     hypers={

@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import optimizers
-from optimizers.rules import soap
-from tests.optimizers.helpers import drive, problem
+from optimizers import around
+from optimizers.rules import bases
+from tests.optimizers.helpers import LAYOUTS, drive, problem
 from tests.optimizers.test_engines import close, expected
 
 
@@ -21,8 +23,8 @@ def test_bases_are_orthonormal_and_diagonalize():
     state = opt.state[param]
     for dim in (0, 1):
         basis, gram = state[f"basis_{dim}"], state[f"gram_{dim}"]
-        torch.testing.assert_close(basis.mT @ basis, torch.eye(6, dtype=torch.float64))
-        rotated = basis.mT @ gram @ basis
+        torch.testing.assert_close(basis @ basis.mT, torch.eye(6, dtype=torch.float64))
+        rotated = basis @ gram @ basis.mT
         off = rotated - torch.diag(rotated.diagonal())
         assert off.norm() < 0.05 * rotated.norm()
         assert (rotated.diagonal().diff() < 0).all()
@@ -51,9 +53,8 @@ def test_tall_matrices_and_a_resume_in_the_middle():
 
 @pytest.mark.parametrize("shape", [(9, 9), (5, 4, 3, 2)])
 def test_half_of_each_gram_matrix_is_enough(shape, monkeypatch):
-    """Large parameters write over their state, and of Gram matrices only strips of rows."""
-    monkeypatch.setattr(soap, "STRIP", 2)
-    monkeypatch.setattr(soap, "LARGE", 0)
+    """Of Gram matrices only strips of rows from the diagonal on are written."""
+    monkeypatch.setattr(bases, "STRIP", 2)
     start, grads = problem(shape, 12)
     settings = {"lr": 0.02, "precondition_frequency": 3, "weight_decay": 0.1}
     param = nn.Parameter(start.clone())
@@ -61,7 +62,56 @@ def test_half_of_each_gram_matrix_is_enough(shape, monkeypatch):
     drive(opt, param, grads)
     close(param, expected("soap", start, grads, **settings))
     stale = opt.state[param]["gram_0"].clone()
-    gram = soap.symmetric(stale.clone())
+    gram = bases.complete_(stale.clone())
     torch.testing.assert_close(gram, gram.mT, rtol=1e-12, atol=1e-14)  # a strip's own rounding
     assert torch.equal(gram.triu(), stale.triu())
     assert not torch.equal(gram, stale)
+
+
+SHAPES = ((40,), (40, 4), (4, 40), (40, 30), (40, 5, 6), (40, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [(shape, layout) for shape in SHAPES for layout in ("contiguous", "sliced")]
+    + [((40, 4), "transposed"), ((40, 5, 6), "transposed"), ((40, 3, 2, 2), "channels_last")],
+)
+def test_slices_along_a_dimension_without_a_basis(shape, layout, monkeypatch):
+    """Slices share bases, and refreshes work in the memory of one."""
+    monkeypatch.setattr(around, "SLICE", 3 * max(shape[1:], default=1))
+    start, grads = problem(shape, 12)
+    settings = {"lr": 0.02, "precondition_frequency": 3, "weight_decay": 0.1}
+    param = nn.Parameter(LAYOUTS[layout](start))
+    opt = optimizers.create("soap", [param], **settings, max_precond_dim=20)
+    drive(opt, param, grads)
+    close(param, expected("soap", start, grads, **settings, max_precond_dim=20))
+
+
+def test_one_state_for_steps_alone_and_in_stacks():
+    """Parameters of one shape are stepped in a stack, purely; one of them alone is in place."""
+    start, grads = problem((6, 6), 12)
+    settings = {"lr": 0.02, "precondition_frequency": 3}
+    twins = [nn.Parameter(start.clone()) for _ in range(2)]
+    opt = optimizers.create("soap", twins, **settings)
+    together = [0, 1, 2, 5, 6, 9]
+    for step, grad in enumerate(grads):
+        twins[0].grad = grad.clone()
+        twins[1].grad = grad.clone() if step in together else None
+        opt.step()
+    close(twins[0], expected("soap", start, grads, **settings))
+    close(twins[1], expected("soap", start, [grads[step] for step in together], **settings))
+
+
+def test_a_step_moves_no_state():
+    """All of it is written over, and what is computed on the way is as large as two slices."""
+    start, grads = problem((64, 48), 4)
+    param = nn.Parameter(start.clone())
+    opt = optimizers.create("soap", [param], precondition_frequency=1, engine="eager")
+    drive(opt, param, grads[:1])
+    places = {key: value.data_ptr() for key, value in opt.state[param].items()}
+    param.grad = grads[1].clone()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        opt.step()
+    sizes = [event.cpu_memory_usage for event in profiler.events() or ()]
+    assert max(sizes) == 2 * param.nbytes
+    assert {key: value.data_ptr() for key, value in opt.state[param].items()} == places

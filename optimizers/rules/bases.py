@@ -1,0 +1,164 @@
+"""Eigenbases of the Gram matrices of a parameter's dimensions, and what is kept in them (SOAP).
+
+A state holds ``gram_0, basis_0, gram_1, ...`` for those dimensions that have them, and ``exp_avg``
+and ``exp_avg_sq`` in the bases. Rows of a basis are eigenvectors, in which form a QR decomposition
+needs no copy of it.
+
+The functions whose name ends in ``_`` write over what they are given, and make all that they need
+in a pair of vectors with ``memory``; the others are pure, and run under ``torch.func.vmap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from optimizers.core import Scalar, State
+from optimizers.parts import Pair
+from optimizers.pieces import fit
+
+STRIP = 192  # rows of a product of which only the part right of the diagonal is needed
+
+
+def dims_of(state: State) -> Iterator[int]:
+    """The dimensions that have a basis."""
+    yield from (int(name.removeprefix("gram_")) for name in state if name.startswith("gram_"))
+
+
+def rotate(
+    tensor: Tensor, state: State, *, back: bool = False, memory: Pair | None = None
+) -> Tensor:
+    """A tensor in the bases of its dimensions, or back from them.
+
+    With memory, which the tensor may lie in, it is made there in turns.
+    """
+    for dim in range(tensor.dim()):
+        # one dimension is contracted away in front, and comes back behind the others
+        if f"basis_{dim}" in state:
+            basis = state[f"basis_{dim}"]
+            rows, rest = tensor.flatten(1).mT, tensor.shape[1:]
+            out = None if memory is None else other(memory, tensor)[: rows.numel()].view(rows.shape)
+            tensor = torch.mm(rows, basis if back else basis.mT, out=out).view(*rest, len(basis))
+        else:
+            tensor = tensor.movedim(0, -1)
+    return tensor
+
+
+def other(memory: Pair, tensor: Tensor) -> Tensor:
+    """The one of two vectors that a tensor does not lie in."""
+    return memory[tensor.data_ptr() == memory[0].data_ptr()]
+
+
+def grams(grad: Tensor, state: State, weight: Scalar) -> State:
+    """The Gram matrices with those of a gradient, times a weight, added to them."""
+    new: State = {}
+    for dim in dims_of(state):
+        rows, old = grad.movedim(dim, 0).flatten(1), state[f"gram_{dim}"]
+        new[f"gram_{dim}"] = old + weight * (rows @ rows.mT)
+    return new
+
+
+def add_grams_(grad: Tensor, state: State, weight: Scalar, memory: Pair) -> None:
+    """As `grams`, in half the operations: left of the diagonal nothing is added (`complete_`)."""
+    for dim in dims_of(state):
+        gram, turned = state[f"gram_{dim}"], grad.movedim(dim, 0)
+        if dim and grad.dim() > 2:
+            turned = other(memory, grad)[: grad.numel()].view(turned.shape).copy_(turned)
+        rows = turned.flatten(1)
+        for start in range(0, len(gram), STRIP):
+            strip, rest = slice(start, start + STRIP), slice(start, None)
+            gram[strip, rest].addmm_(rows[strip], rows[rest].mT, alpha=float(weight))
+
+
+def complete(gram: Tensor) -> Tensor:
+    """A Gram matrix whose entries left of the diagonal are those right of it."""
+    return gram.triu() + gram.triu(1).mT
+
+
+def complete_(gram: Tensor) -> Tensor:
+    """As `complete`."""
+    for start in range(0, len(gram), STRIP):
+        strip, rest = slice(start, start + STRIP), slice(start + STRIP, None)
+        square = gram[strip, strip]
+        square.copy_(complete(square))
+        gram[rest, strip].copy_(gram[strip, rest].mT)
+    return gram
+
+
+def first(state: State) -> State:
+    """The eigenvectors of the Gram matrices, largest eigenvalue first; nothing has moments yet."""
+    new: State = {}
+    for dim in dims_of(state):
+        vectors = torch.linalg.eigh(complete(state[f"gram_{dim}"])).eigenvectors
+        new[f"basis_{dim}"] = vectors.flip(-1).mT
+    return new
+
+
+def first_(state: State, memory: Pair) -> None:
+    """As `first`."""
+    for dim in dims_of(state):
+        gram, basis = complete_(state[f"gram_{dim}"]), state[f"basis_{dim}"]
+        torch.linalg.eigh(gram, out=(gram.new_empty(len(gram)), basis.mT))
+        order = torch.arange(len(gram) - 1, -1, -1, device=gram.device)
+        reorder_(basis, 0, order, 1, memory)
+
+
+def refreshed(state: State) -> State:
+    """One power iteration and QR for each basis; the moments follow."""
+    new = {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
+    for dim in dims_of(state):
+        basis = state[f"basis_{dim}"]
+        power = basis @ complete(state[f"gram_{dim}"])
+        order = torch.argsort((basis * power).sum(1), descending=True)
+        new["exp_avg_sq"] = new["exp_avg_sq"].index_select(dim, order)
+        decomposed = torch.geqrf(power.index_select(0, order).mT)
+        new[f"basis_{dim}"] = torch.linalg.householder_product(*decomposed).mT
+    new["exp_avg"] = rotate(rotate(state["exp_avg"], state, back=True), new)
+    return new
+
+
+def refresh_(state: State, along: int | None, memory: Pair) -> None:
+    """As `refreshed`; a dimension without a basis may tell ``along`` what to cut moments."""
+    turn_(state, along, memory, back=True)
+    for dim in dims_of(state):
+        basis = state[f"basis_{dim}"]
+        sizes = power_(basis, complete_(state[f"gram_{dim}"]), memory)
+        order = torch.argsort(sizes, descending=True)
+        reorder_(state["exp_avg_sq"], dim, order, int(not dim) if along is None else along, memory)
+        reorder_(basis, 0, order, 1, memory)
+        scales = basis.new_empty(len(basis))
+        torch.geqrf(basis.mT, out=(basis.mT, scales))
+        torch.linalg.householder_product(basis.mT, scales, out=basis.mT)
+    turn_(state, along, memory)
+
+
+def turn_(state: State, along: int | None, memory: Pair, *, back: bool = False) -> None:
+    """Move the mean of the gradients into the bases, or back from them."""
+    mean = state["exp_avg"]
+    for part in [mean] if along is None else fitting(mean, along, memory):
+        part.copy_(rotate(part, state, back=back, memory=memory))
+
+
+def power_(basis: Tensor, gram: Tensor, memory: Pair) -> Tensor:
+    """Multiply the rows of a basis by a Gram matrix; returns what it makes of their lengths."""
+    sizes = []
+    for rows in fitting(basis, 0, memory):
+        power, product = (vector[: rows.numel()].view(rows.shape) for vector in memory)
+        torch.mm(rows, gram, out=power)
+        sizes.append(torch.mul(rows, power, out=product).sum(1))
+        rows.copy_(power)
+    return torch.cat(sizes)
+
+
+def reorder_(tensor: Tensor, dim: int, order: Tensor, along: int, memory: Pair) -> None:
+    """Bring a dimension into an order, slice by slice along another."""
+    for part in fitting(tensor, along, memory):
+        out = memory[0][: part.numel()].view(part.shape)
+        part.copy_(torch.index_select(part, dim, order, out=out))
+
+
+def fitting(tensor: Tensor, along: int, memory: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Slices along a dimension that fit the memory."""
+    return torch.split(tensor, fit(tensor.shape, along, len(memory[0])), along)
