@@ -58,14 +58,6 @@ def clipped(params: Sequence[Tensor], optimizer: peers.Stepper) -> Callable[[], 
     return call
 
 
-def repeated(call: Callable[[], Any], times: int) -> Callable[[], None]:
-    def calls() -> None:
-        for _ in range(times):
-            call()
-
-    return calls
-
-
 class Bench:
     """All entrants of one rule on one model, ready to be timed."""
 
@@ -138,8 +130,18 @@ class Bench:
             call()
             if number and time.perf_counter() - started > hopeless:
                 raise RuntimeError(f"a step takes more than {hopeless:g} s")
-        self.calls[label] = call if self.steps == 1 else repeated(call, self.steps)
+        self.calls[label] = call if self.steps == 1 else self.repeated(label, call)
         return named
+
+    def repeated(self, label: str, call: Callable[[], Any]) -> Callable[[], None]:
+        """Several steps as one, each with all gradients."""
+
+        def calls() -> None:
+            for _ in range(self.steps):
+                self.prepare(label)
+                call()
+
+        return calls
 
     def prepare(self, label: str) -> None:
         """Give the gradients back to an entrant, some of which drop or replace them."""

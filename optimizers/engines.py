@@ -120,6 +120,11 @@ def alone(batch: Batch) -> Step:
     return step
 
 
+def entries(piece: Piece) -> int:
+    """How many a parameter has."""
+    return piece.param.numel()
+
+
 def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None:
     """Run the rule with ordinary torch operations, on each parameter or on stacks of them.
 
@@ -140,6 +145,7 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
             step_alone(piece, noise)
         else:
             ordinary.append(piece)
+    ordinary.sort(key=entries, reverse=True)  # memory for the largest will do for all others
     for pieces in stacks(ordinary):
         if len(pieces) == 1:
             step_alone(pieces[0], None)
