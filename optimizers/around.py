@@ -6,21 +6,24 @@ own, and what it makes of them is the direction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from optimizers.batch import Batch, seen, step_part, stepped, store
-from optimizers.core import DecayMode
+from optimizers.batch import Batch, seen, step_part, stepped, store, store_part
+from optimizers.core import DecayMode, State
+from optimizers.eager.program import Memory
 from optimizers.eager.repeated import Compute, Computed, Repeated
-from optimizers.parts import Core, Pair, Slices, follow
+from optimizers.parts import Blocks, Core, Known, Pair, Slices, follow
 from optimizers.pieces import Piece, chunk, chunks, fit, slices_of
-from optimizers.precision import compute_dtype
+from optimizers.precision import compute_dtype, widen
 
 VALUES = "values"  # what is prepared, while it is beside the rule's own state
-SLICE = 2**19  # entries of a slice; two are in memory, and products of fewer rows are slower
+PART = 2**19  # entries of a part, of which two are in memory; products of fewer rows are slower
+WHOLE = 2**20  # entries of a matrix that is not cut into blocks, which take several passes each
 
 Step = Callable[[Piece, torch.Generator | None], None]
 
@@ -40,7 +43,7 @@ def before_core(batch: Batch, part: Piece) -> Computed:
     return Computed(None, {**state, VALUES: values}, {})
 
 
-def before_slices(batch: Batch, part: Piece) -> Computed:
+def before_parts(batch: Batch, part: Piece) -> Computed:
     """The gradient as the rule sees it."""
     return Computed(None, {VALUES: seen(batch, part)[0]}, {})
 
@@ -59,23 +62,29 @@ class Around:
 
     def prepare(self, piece: Piece, values: Tensor) -> None:
         """Fill in what comes before, and update the state of it."""
-        for part in chunks(piece._replace(state={**piece.state, VALUES: values})):
+        whole = piece._replace(state={**piece.state, VALUES: values})
+        if self.first.step(whole) is not None:
+            return
+        for part in chunks(whole):
             wide = self.wide(part, part.state[VALUES])
-            whole = part._replace(state={**part.state, VALUES: wide})
-            if self.first.step(whole) is None:
-                store(whole.state, self.before(self.batch, whole).state)
+            own = part._replace(state={**part.state, VALUES: wide})
+            if self.first.step(own) is None:
+                store(own.state, self.before(self.batch, own).state)
             if wide is not part.state[VALUES]:
                 part.state[VALUES].copy_(wide)
 
     def apply(self, piece: Piece, direction: Tensor, noise: torch.Generator | None) -> None:
         """Step in a direction."""
-        for part in chunks(piece._replace(grad=direction, state={}, scale=1.0)):
+        whole = piece._replace(grad=direction, state={}, scale=1.0)
+        if noise is None and self.last.step(whole) is not None:
+            return
+        for part in chunks(whole):
             wide = self.wide(part, part.grad)
             if wide is not part.grad:
                 wide.copy_(part.grad)
-            whole = part._replace(grad=wide)
-            if noise is not None or self.last.step(whole) is None:
-                step_part(self.after, self.after.rule, whole, noise)
+            own = part._replace(grad=wide)
+            if noise is not None or self.last.step(own) is None:
+                step_part(self.after, self.after.rule, own, noise)
 
     def wide(self, part: Piece, values: Tensor) -> Tensor:
         """Memory for values in the precision of the arithmetic, or the values themselves."""
@@ -89,65 +98,132 @@ class Around:
         return self.scratch[:size]
 
 
+class Space:
+    """Memory that is made once for all parameters of a batch, as large as any of them needs."""
+
+    def __init__(self, batch: Batch, need: Callable[[Piece], int]) -> None:
+        self.most = max(map(need, batch.pieces()), default=0)
+        self.memory = Memory()
+
+    def take(self, use: str, count: int, like: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """Vectors on the device of a tensor."""
+        return self.memory.take(use, count, like.new_empty(0, dtype=dtype), self.most)
+
+
 def around_core(batch: Batch, core: Core) -> Step:
     """How parameters are stepped whose `Core` has to see all of them."""
     around = Around(batch, before_core)
+    space = Space(batch, lambda piece: piece.param.numel())
+    work = Space(batch, lambda piece: core.work(piece.param.shape))
 
     def step(piece: Piece, noise: torch.Generator | None) -> None:
-        values = torch.empty_like(piece.param, dtype=core.storage(piece.param, batch.hyper))
+        param, dtype = piece.param, core.storage(piece.param, batch.hyper)
+        values = like(param, *space.take("values", 1, param, dtype))
         around.prepare(piece, values)
-        work = values.new_empty(core.work(values.shape))
-        direction = core.whole(values.unsqueeze(0), batch.hyper, work).squeeze(0)
+        memory = work.take("work", 1, param, dtype)[0][: core.work(param.shape)]
+        direction = core.whole(values.unsqueeze(0), batch.hyper, memory).squeeze(0)
         around.apply(piece, direction, noise)
 
     return step
 
 
-class Sliced:
-    """Steps slice by slice, in memory that is made once for all parameters of a batch."""
+def like(tensor: Tensor, memory: Tensor) -> Tensor:
+    """A part of a vector in the shape of a tensor, and in its layout if that has no holes."""
+    vector = memory[: tensor.numel()]
+    return vector.as_strided(tensor.shape, torch.empty_like(tensor, device="meta").stride())
 
-    def __init__(self, batch: Batch, slices: Slices) -> None:
-        self.batch, self.slices = batch, slices
-        self.around = Around(batch, before_slices)
-        self.most = max((self.entries(piece) for piece in batch.pieces()), default=0)
-        self.known: dict[object, Pair] = {}
 
-    def step(self, piece: Piece, noise: torch.Generator | None) -> None:
-        """Step one parameter."""
-        hyper, t, memory = self.batch.hyper, piece.t, self.memory(piece)
-        store(piece.state, self.slices.begin(piece.state, hyper, t, memory))
-        for part in self.parts(piece):
-            grad = memory[0][: part.param.numel()].view(part.param.shape)
-            self.around.prepare(part._replace(state={}), grad)
-            direction, state = self.slices.each(grad, part.state, hyper, t, memory)
-            store(part.state, state)
-            self.around.apply(part, direction, noise)
-        store(piece.state, self.slices.end(piece.state, hyper, t, memory))
+class InParts:
+    """Steps part by part, in two vectors of memory as large as a part.
 
-    def along(self, piece: Piece) -> int | None:
-        """The dimension in which a parameter is cut, if it is."""
-        small = piece.param.numel() <= SLICE or isinstance(piece.scale, Tensor)
-        return None if small else self.slices.along(piece.state)
+    ``cut`` says along which dimension a parameter is cut, and how much of it makes a part; None: it
+    is stepped as a whole.
+    """
 
-    def parts(self, piece: Piece) -> Iterator[Piece]:
-        """The slices of a parameter."""
-        along = self.along(piece)
-        if along is None:
-            yield piece
-            return
-        own = {key: value for key, value in piece.state.items() if value.shape == piece.param.shape}
-        yield from slices_of(piece, own, along, fit(piece.param.shape, along, SLICE))
+    def __init__(self, batch: Batch, cut: Callable[[Piece], tuple[int, int] | None]) -> None:
+        self.batch, self.cut = batch, cut
+        self.around = Around(batch, before_parts)
+        self.space = Space(batch, self.entries)
 
     def entries(self, piece: Piece) -> int:
-        """How many a slice of a parameter has."""
-        shape, along = piece.param.shape, self.along(piece)
-        entries = shape.numel()
-        return entries if along is None else entries // shape[along] * fit(shape, along, SLICE)
+        """How many the largest part of a parameter has."""
+        shape, cut = piece.param.shape, self.cut(piece)
+        return shape.numel() if cut is None else shape.numel() // shape[cut[0]] * cut[1]
+
+    def parts(self, piece: Piece) -> list[Piece]:
+        """The parts of a parameter."""
+        cut = self.cut(piece)
+        return [piece] if cut is None else [*slices_of(piece, *cut)]
 
     def memory(self, piece: Piece) -> Pair:
-        """Two vectors with as many entries as the largest slice has."""
-        kind = piece.param.device, compute_dtype(piece.param.dtype)
-        if kind not in self.known:
-            pair = torch.empty(2, self.most, device=kind[0], dtype=kind[1])
-            self.known[kind] = pair[0], pair[1]
-        return self.known[kind]
+        """Two vectors that have room for every part."""
+        dtype = compute_dtype(piece.param.dtype)
+        first, second = self.space.take("parts", 2, piece.param, dtype)
+        return first, second
+
+    def seen(self, part: Piece, memory: Pair) -> Tensor:
+        """The gradient as the rule sees it, in the first vector."""
+        batch, grad = self.batch, memory[0][: part.param.numel()].view(part.param.shape)
+        changed = batch.bound is not None or batch.maximize or batch.mode == "l2"
+        if changed or part.grad.dtype != grad.dtype:
+            self.around.prepare(part._replace(state={}), grad)
+            return grad
+        return torch.mul(part.grad, part.scale, out=grad)
+
+
+def in_slices(batch: Batch, slices: Slices) -> Step:
+    """How parameters are stepped whose `Slices` share a state."""
+
+    def cut(piece: Piece) -> tuple[int, int] | None:
+        small = piece.param.numel() <= PART or isinstance(piece.scale, Tensor)
+        along = None if small else slices.along(piece.state)
+        return None if along is None else (along, fit(piece.param.shape, along, PART))
+
+    own, hyper = InParts(batch, cut), batch.hyper
+
+    def step(piece: Piece, noise: torch.Generator | None) -> None:
+        memory = own.memory(piece)
+        store(piece.state, slices.begin(piece.state, hyper, piece.t, memory))
+        for part in own.parts(piece):
+            grad = own.seen(part, memory)
+            direction, state = slices.each(grad, part.state, hyper, part.t, memory)
+            store(part.state, state)
+            own.around.apply(part, direction, noise)
+        store(piece.state, slices.end(piece.state, hyper, piece.t, memory))
+
+    return step
+
+
+def in_blocks(batch: Batch, blocks: Blocks) -> Step:
+    """How parameters are stepped in `Blocks` that know the sums over all of them."""
+
+    def cut(piece: Piece) -> tuple[int, int] | None:
+        shape = piece.param.shape
+        least, size = (WHOLE, PART) if len(shape) == 2 else (chunk(), chunk())
+        small = len(shape) < 2 or shape.numel() <= least or isinstance(piece.scale, Tensor)
+        return None if small else (0, fit(shape, 0, size))
+
+    own, hyper = InParts(batch, cut), batch.hyper
+
+    def step(piece: Piece, noise: torch.Generator | None) -> None:
+        parts, memory = own.parts(piece), own.memory(piece)
+        spaces = [memory[1][: part.param.numel()].view(part.param.shape) for part in parts]
+        known: list[Known] = [{"space": space} for space in spaces]
+        if len(parts) == 1:
+            known[0] |= {"whole": True, "seen": own.seen(piece, memory)}
+
+        def arguments(part: Piece, known: Known) -> tuple[Any, ...]:
+            grad = known["seen"] if "seen" in known else own.seen(part, memory)
+            return grad, widen(part.param, part.compensation), part.state, hyper, part.t, known
+
+        for sums in blocks.passes:
+            found = [sums(*arguments(*row)) for row in zip(parts, known, strict=True)]
+            known = blocks.knowing(known, found, piece.param.dim())
+        shared: State = {}
+        for part, all_rows in zip(parts, known, strict=True):
+            direction, state = blocks.finish(*arguments(part, all_rows))
+            shared |= store_part(piece, part, state)
+            own.around.apply(part, direction, noise)
+        store(piece.state, shared)
+
+    return step

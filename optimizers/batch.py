@@ -98,3 +98,14 @@ def store(state: State, new: State) -> None:
     """Write a rule's new state into the tensors that hold it."""
     for key, value in new.items():
         state[key].copy_(value)
+
+
+def store_part(piece: Piece, part: Piece, new: State) -> State:
+    """Write a part's new state; returns what all parts share, which first have to see the old."""
+    shared: State = {}
+    for key, value in new.items():
+        if part.state[key] is not piece.state[key]:
+            part.state[key].copy_(value)
+        else:
+            shared[key] = value
+    return shared

@@ -8,71 +8,27 @@ more than the rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from optimizers.around import Sliced, Step, around_core, computed
-from optimizers.batch import Batch, seen, step_part, store
+from optimizers.around import Step, around_core, computed, in_blocks, in_slices
+from optimizers.batch import Batch, seen, step_part, store, store_part
 from optimizers.clipping import readable
-from optimizers.core import Rule, Scalar, State
+from optimizers.core import Scalar, State
 from optimizers.eager.repeated import Computed, Repeated
-from optimizers.parts import Blocks, Known
-from optimizers.pieces import ROWS, Piece, chunk, chunks, row_blocks
+from optimizers.pieces import Piece, chunks
 from optimizers.precision import compute_dtype, noise_source
 from optimizers.stacks import gather, over_stack, scatter, scatter_state, stacks
 
 
-def in_rows(batch: Batch, blocks: Blocks, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
-    """Blocks of rows, each with the rule that knows the sums over all of them."""
-    parts = list(row_blocks(piece))
-    known: list[Known] = [{} for _ in parts]
-    for sums in blocks.passes:
-        found = []
-        for part, before in zip(parts, known, strict=True):
-            grad, param = seen(batch, part)
-            found.append(sums(grad, param, part.state, batch.hyper, part.t, before))
-        shared = found[0].keys() - set(blocks.per_row)
-        if parts[0].param.dim() > 2:
-            shared &= set(blocks.totals)
-        total: Known = {key: sum(row[key] for row in found) for key in shared}
-        known = [{**before, **row, **total} for before, row in zip(known, found, strict=True)]
-    for part, all_rows in zip(parts, known, strict=True):
-        yield replace(batch.rule, update=blocks.knowing(all_rows)), part
-
-
-def parts_of(batch: Batch, piece: Piece) -> Iterator[tuple[Rule, Piece]]:
-    """A parameter in pieces that fit the cache, and the rule for each."""
-    blocks = batch.rule.blocks
-    most = ROWS if piece.param.dim() == 2 else chunk()
-    big = piece.param.numel() > most and not isinstance(piece.scale, Tensor)
-    if blocks is not None and big and piece.param.dim() > 1:
-        yield from in_rows(batch, blocks, piece)
-    elif batch.rule.entrywise:
-        yield from ((batch.rule, part) for part in chunks(piece))
-    else:
-        yield batch.rule, piece
-
-
 def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
-    """Step one parameter, piece by piece."""
+    """Step one parameter, piece by piece where the rule allows it."""
     shared: State = {}
-    for rule, part in parts_of(batch, piece):
-        shared |= store_part(piece, part, step_part(batch, rule, part, noise))
+    for part in chunks(piece) if batch.rule.entrywise else [piece]:
+        shared |= store_part(piece, part, step_part(batch, batch.rule, part, noise))
     store(piece.state, shared)
-
-
-def store_part(piece: Piece, part: Piece, new: State) -> State:
-    """Write a part's new state; returns what all parts share, which first have to see the old."""
-    shared: State = {}
-    for key, value in new.items():
-        if part.state[key] is not piece.state[key]:
-            part.state[key].copy_(value)
-        else:
-            shared[key] = value
-    return shared
 
 
 def step_stack(batch: Batch, pieces: Sequence[Piece]) -> None:
@@ -105,7 +61,9 @@ def alone(batch: Batch) -> Step:
     if batch.rule.core is not None:
         return around_core(batch, batch.rule.core)
     if batch.rule.slices is not None:
-        return Sliced(batch, batch.rule.slices).step
+        return in_slices(batch, batch.rule.slices)
+    if batch.rule.blocks is not None:
+        return in_blocks(batch, batch.rule.blocks)
     if batch.rule.scope == "tensor":
         return partial(step_dense, batch)
     repeated = Repeated(batch, computed)
@@ -146,11 +104,15 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
         else:
             ordinary.append(piece)
     ordinary.sort(key=entries, reverse=True)  # memory for the largest will do for all others
+    together = []
     for pieces in stacks(ordinary):
         if len(pieces) == 1:
             step_alone(pieces[0], None)
         else:
-            step_stack(batch, pieces)
+            together.append(pieces)
+    del step_alone  # and what it keeps in memory
+    for pieces in together:
+        step_stack(batch, pieces)
 
 
 def contribution(batch: Batch, part: Piece) -> Computed:

@@ -23,9 +23,11 @@ class Blocks:
     Each of ``passes`` maps ``(grad, param, state, hyper, t, known)`` of some rows to what later
     passes have to know of all of them: it is added up, but for the names in ``per_row``, which
     belong to the rows they come from; of a stack of matrices, which is cut between them, only
-    ``totals`` are added up. "whole" is in ``known`` if these are all rows, and then a
-    pass may leave large results there. ``finish`` is then the update of some rows. State with one
+    ``totals`` are added up. ``finish`` is then the update of some rows. State with one
     entry per row is cut with them; the rest of it has to come out the same for every block.
+
+    "whole" is in ``known`` if these are all rows, and then a pass may leave large results there.
+    "space" there is memory like the gradient, in which one of them, or the direction, may lie.
     """
 
     passes: Sequence[Callable[[Tensor, Tensor, State, Values, Scalar, Known], Known]]
@@ -42,15 +44,15 @@ class Blocks:
             known |= each(grad, param, state, hyper, t, known)
         return self.finish(grad, param, state, hyper, t, known)
 
-    def knowing(self, known: Known) -> Update:
-        """The update of some rows, once the passes have seen all of them."""
-
-        def update(
-            grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
-        ) -> tuple[Tensor, State]:
-            return self.finish(grad, param, state, hyper, t, known)
-
-        return update
+    def knowing(self, known: list[Known], found: list[Known], dims: int) -> list[Known]:
+        """What each block knows after a pass, of a parameter with so many dimensions."""
+        shared = found[0].keys() - set(self.per_row)
+        if dims > 2:
+            shared &= set(self.totals)
+        if len(found) == 1:
+            shared = set()
+        total: Known = {key: sum(own[key] for own in found) for key in shared}
+        return [{**before, **own, **total} for before, own in zip(known, found, strict=True)]
 
 
 def follow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
+from math import ceil, prod
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,6 @@ from optimizers.core import Scalar, State
 
 CHUNK = 2**17  # elements a thread; smaller pieces pay for calls, larger ones with memory
 LEAST = 2**15  # elements that are worth cutting or recording
-ROWS = 2**20  # elements of a block of rows, which take several passes
 
 
 class Piece(NamedTuple):
@@ -82,21 +81,21 @@ def chunks(piece: Piece) -> Iterator[Piece]:
 
 
 def fit(shape: Sequence[int], dim: int, entries: int) -> int:
-    """How much of a dimension a slice with so many entries may take: at least one."""
-    return max(1, entries * shape[dim] // prod(shape))
+    """How much of a dimension makes slices of equal size with at most so many entries, or one."""
+    most = max(1, entries * shape[dim] // prod(shape))
+    return ceil(shape[dim] / ceil(shape[dim] / most))
 
 
-def slices_of(piece: Piece, own: State, dim: int, size: int) -> Iterator[Piece]:
-    """Views of so much of a dimension each, and with it of a part of the state."""
-    extra = [] if piece.compensation is None else [piece.compensation]
-    cuts = (torch.split(t, size, dim) for t in (piece.param, piece.grad, *extra, *own.values()))
-    for part, grad, *rest in zip(*cuts, strict=True):
-        state = {**piece.state, **dict(zip(own, rest[len(extra) :], strict=True))}
-        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)
-
-
-def row_blocks(piece: Piece) -> Iterator[Piece]:
-    """Views of some rows, or matrices, each, and of the state that has an entry for each."""
+def slices_of(piece: Piece, dim: int, size: int) -> Iterator[Piece]:
+    """Views of so much of a dimension each, and of the state that has it, too."""
     shape = piece.param.shape
-    tall = {key: value for key, value in piece.state.items() if value.shape[:1] == shape[:1]}
-    return slices_of(piece, tall, 0, fit(shape, 0, ROWS if len(shape) == 2 else chunk()))
+    along = {
+        key: value
+        for key, value in piece.state.items()
+        if value.dim() == len(shape) and value.shape[dim] == shape[dim]
+    }
+    extra = [] if piece.compensation is None else [piece.compensation]
+    cuts = (torch.split(t, size, dim) for t in (piece.param, piece.grad, *extra, *along.values()))
+    for part, grad, *rest in zip(*cuts, strict=True):
+        state = {**piece.state, **dict(zip(along, rest[len(extra) :], strict=True))}
+        yield Piece(part, grad, state, rest[0] if extra else None, piece.t, piece.scale)

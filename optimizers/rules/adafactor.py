@@ -66,14 +66,15 @@ def members(like: Tensor) -> tuple[Tensor, Tensor]:
     return row, torch.eye(columns, dtype=like.dtype, device=like.device).repeat(rows, 1)
 
 
-def square_sums(grad: Tensor) -> tuple[Tensor, Tensor]:
+def square_sums(grad: Tensor, space: Tensor | None) -> tuple[Tensor, Tensor]:
     """The sums of squares of each row and of each column, with the dimensions that go kept."""
     if is_single(grad):
         return grad * grad, grad * grad
+    squares = torch.mul(grad, grad, out=space)
     if grad.dim() < 3:  # the fastest of either
         lengths: Tensor = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
-        return lengths * lengths, (grad * grad).sum(dim=-2, keepdim=True)
-    rows, columns, squares = *grad.shape[-2:], grad * grad
+        return lengths * lengths, squares.sum(dim=-2, keepdim=True)
+    rows, columns = grad.shape[-2:]
     if not is_small(grad):
         return squares.sum(dim=-1, keepdim=True), squares.sum(dim=-2, keepdim=True)
     sums = squares.reshape(-1, rows * columns) @ torch.cat(members(grad), dim=1)
@@ -82,10 +83,10 @@ def square_sums(grad: Tensor) -> tuple[Tensor, Tensor]:
     return by_row.reshape(*leading, rows, 1), by_column.reshape(*leading, 1, columns)
 
 
-def outer(by_row: Tensor, by_column: Tensor, like: Tensor) -> Tensor:
+def outer(by_row: Tensor, by_column: Tensor, like: Tensor, space: Tensor | None) -> Tensor:
     """The product of a value per row and one per column, for each entry."""
     if not is_small(like):
-        return by_row * by_column
+        return torch.mul(by_row, by_column, out=space)
     most = torch.finfo(like.dtype).max  # infinity times zero would be NaN
     spread = (
         values.clamp(max=most).reshape(-1, own.shape[1]) @ own.mT
@@ -101,7 +102,7 @@ def factors(
     """What these rows say of sizes and of the second moment."""
     found: Known = {"size": float(grad.numel()), "param": square_sum(param)}
     if grad.dim() > 1:
-        row_sums, found["column_sum"] = square_sums(grad)
+        row_sums, found["column_sum"] = square_sums(grad, known.get("space"))
         row_var = ema(state["row_var"], row_sums / grad.shape[-1], 1 - t**hyper.beta2_decay)
         found["rows"] = float(grad.shape[-2])
         found["row_var"] = row_var
@@ -123,7 +124,7 @@ def scaled(
     col_var = ema(state["col_var"], known["column_sum"] / known["rows"], beta2)
     whole = at_least(known["row_sum"] / known["rows"], eps1)
     # roots of the factors instead of factors of the root: rows and columns are few
-    roots = outer((row_var / whole).rsqrt(), col_var.rsqrt(), grad)
+    roots = outer((row_var / whole).rsqrt(), col_var.rsqrt(), grad, known.get("space"))
     bound = where(eps1 > 0, 1 / where(eps1 > 0, eps1, 1.0), inf)
     return at_most_(roots, bound).mul_(grad), {"row_var": row_var, "col_var": col_var}
 

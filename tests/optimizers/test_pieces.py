@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import optimizers
-from optimizers import engines, pieces, stacks
+from optimizers import around, engines, pieces, stacks
 from optimizers.rules import muon
 from tests.optimizers.helpers import generator
 
@@ -66,13 +66,13 @@ def test_adafactor_in_blocks_of_rows(monkeypatch, dtype, mode):
     }  # fmt: skip
     shapes = ((23, 5), (4, 3, 2, 2), (7,))
     whole = run("adafactor", shapes, True, **arguments)
-    for module in (engines, pieces):
-        monkeypatch.setattr(module, "ROWS", 20)
+    for name in ("PART", "WHOLE"):
+        monkeypatch.setattr(around, name, 20)
     monkeypatch.setattr(pieces, "CHUNK", 20)
     seen = []
-    row_blocks = engines.row_blocks
+    slices_of = around.slices_of
     monkeypatch.setattr(
-        engines, "row_blocks", lambda piece: (seen.append(piece), row_blocks(piece))[1]
+        around, "slices_of", lambda piece, *cut: (seen.append(piece), slices_of(piece, *cut))[1]
     )
     cut = run("adafactor", shapes, True, **arguments)
     assert {tuple(piece.param.shape) for piece in seen} == {(23, 5), (4, 3, 2, 2)}
