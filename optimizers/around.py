@@ -105,9 +105,9 @@ class Space:
         self.most = max(map(need, batch.pieces()), default=0)
         self.memory = Memory()
 
-    def take(self, use: str, count: int, like: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """Vectors on the device of a tensor."""
-        return self.memory.take(use, count, like.new_empty(0, dtype=dtype), self.most)
+    def take(self, use: str, count: int, param: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """Vectors on the device of a parameter."""
+        return self.memory.take(use, count, param.new_empty(0, dtype=dtype), self.most)
 
 
 def around_core(batch: Batch, core: Core) -> Step:

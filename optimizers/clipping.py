@@ -20,7 +20,7 @@ from torch import Tensor
 from optimizers.core import Scalar, where
 from optimizers.pieces import LEAST, flat
 from optimizers.precision import as_real
-from optimizers.sharding import is_distributed, reduced
+from optimizers.sharding import ORDINARY, is_distributed, reduced
 
 Scales: TypeAlias = list[Scalar]
 
@@ -43,28 +43,24 @@ def part_norm(grad: Tensor, at_least: torch.dtype) -> Tensor:
 
 
 @cache
-def is_wide(dtype: torch.dtype, at_least: torch.dtype) -> bool:
-    """Whether real squares of a dtype may be summed up in it."""
-    return not dtype.is_complex and torch.promote_types(dtype, at_least) == dtype
-
-
-def is_small(grad: Tensor, at_least: torch.dtype) -> bool:
-    """Whether a call takes longer than the gradient's entries, which are real and wide enough."""
-    return (
-        is_wide(grad.dtype, at_least)
-        and grad.layout == torch.strided
-        and grad.numel() < LEAST
-        and not is_distributed(grad)
-        and not grad.is_meta
-    )
+def are_joined(
+    kind: type, dtype: torch.dtype, layout: torch.layout, device: torch.device, wide: torch.dtype
+) -> bool:
+    """Whether norms of small gradients are taken in one call: real ones, whose squares may be
+    summed up in their own dtype.
+    """
+    ordinary = kind in ORDINARY and layout == torch.strided and device.type != "meta"
+    return ordinary and not dtype.is_complex and torch.promote_types(dtype, wide) == dtype
 
 
 def part_norms(grads: Sequence[Tensor], at_least: torch.dtype) -> list[Tensor]:
     """`part_norm` of each gradient, those of small ones in one call."""
     small: dict[torch.device, list[int]] = {}
     for index, grad in enumerate(grads):
-        if is_small(grad, at_least):
-            small.setdefault(grad.device, []).append(index)
+        device = grad.device
+        kind = type(grad), grad.dtype, grad.layout, device
+        if grad.numel() < LEAST and are_joined(*kind, at_least):
+            small.setdefault(device, []).append(index)
     found: dict[int, Tensor] = {}
     for indices in small.values():
         together = torch._foreach_norm([grads[index] for index in indices])

@@ -59,11 +59,15 @@ def local_scale(scale: Scalar) -> Scalar:
 
 def plain(tensor: Tensor) -> Tensor:
     """A view as rules take it: this process's part, complex entries as pairs of reals."""
-    return as_real(tensor if type(tensor) in ORDINARY else local(tensor))
+    if type(tensor) in ORDINARY and not tensor.is_complex():  # this is asked of every tensor
+        return tensor
+    return as_real(local(tensor))
 
 
 def placed_like(grad: Tensor, param: Tensor) -> Tensor:
     """A gradient placed as its parameter is: what is pending, sums or conjugation, is done."""
+    if type(grad) in ORDINARY and not grad.is_conj():
+        return grad
     if grad.is_conj():  # as that of ``param.conj() * x``, and has no view as reals
         grad = grad.resolve_conj()
     if not (is_distributed(grad) and is_distributed(param)) or grad.placements == param.placements:

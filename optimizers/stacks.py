@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from optimizers.core import Rule, Scalar, State, Values
 from optimizers.pieces import Piece
 
+SHAPE = attrgetter("shape")
 MOST = 2**17  # elements of a stack; it is copied, so it has to stay in the cache
 
 
@@ -44,10 +46,9 @@ def stacks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         if isinstance(scale, Tensor) or 2 * size > MOST:
             yield [piece]
             continue
-        shapes = [value.shape for value in state.values()]
         key = (
             param.shape, param.dtype, param.device, grad.dtype, t, scale, compensation is None,
-            *state, *shapes,
+            *state, *map(SHAPE, state.values()),
         )  # fmt: skip
         group = alike.setdefault(key, [])
         group.append(piece)
