@@ -69,7 +69,8 @@ def members(like: Tensor) -> tuple[Tensor, Tensor]:
 def square_sums(grad: Tensor, space: Tensor | None) -> tuple[Tensor, Tensor]:
     """The sums of squares of each row and of each column, with the dimensions that go kept."""
     if is_single(grad):
-        return grad * grad, grad * grad
+        squares = grad * grad
+        return squares, squares
     squares = torch.mul(grad, grad, out=space)
     if grad.dim() < 3:  # the fastest of either
         lengths: Tensor = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
@@ -81,6 +82,11 @@ def square_sums(grad: Tensor, space: Tensor | None) -> tuple[Tensor, Tensor]:
     by_row, by_column = sums[:, :rows], sums[:, rows:]
     leading = grad.shape[:-2]
     return by_row.reshape(*leading, rows, 1), by_column.reshape(*leading, 1, columns)
+
+
+def mean(total: Tensor, count: float) -> Tensor:
+    """A sum over so many entries, which are often one, as a mean."""
+    return total if count == 1 else total / count
 
 
 def outer(by_row: Tensor, by_column: Tensor, like: Tensor, space: Tensor | None) -> Tensor:
@@ -103,39 +109,48 @@ def factors(
     found: Known = {"size": float(grad.numel()), "param": square_sum(param)}
     if grad.dim() > 1:
         row_sums, found["column_sum"] = square_sums(grad, known.get("space"))
-        row_var = ema(state["row_var"], row_sums / grad.shape[-1], 1 - t**hyper.beta2_decay)
+        row_var = ema(state["row_var"], mean(row_sums, grad.shape[-1]), 1 - t**hyper.beta2_decay)
         found["rows"] = float(grad.shape[-2])
         found["row_var"] = row_var
         found["row_sum"] = row_var if is_single(grad) else row_var.sum(dim=-2, keepdim=True)
     return found
 
 
+def roots(state: State, hyper: Values, t: Scalar, known: Known, eps1: Scalar) -> Known:
+    """One over the roots of the factors, and what becomes of the columns' factor."""
+    new, rows = mean(known["column_sum"], known["rows"]), mean(known["row_sum"], known["rows"])
+    col_var = ema(state["col_var"], new, 1 - t**hyper.beta2_decay)
+    # roots of the factors instead of factors of the root: rows and columns are few
+    by_row = (known["row_var"] / at_least(rows, eps1)).rsqrt_()
+    return {"by_row": by_row, "by_column": col_var.rsqrt(), "col_var": col_var}
+
+
 def scaled(
     grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar, known: Known
-) -> tuple[Tensor, State]:
-    """The gradient over the root of its second moment, and the new state."""
+) -> tuple[Tensor, State, Known]:
+    """The gradient over the root of its second moment, the new state, and the roots of factors."""
     absent = hyper.eps1 != hyper.eps1  # NaN stands for None
     eps1 = where(absent, torch.finfo(param.dtype).eps, hyper.eps1)
-    beta2 = 1 - t**hyper.beta2_decay
     if grad.dim() < 2:
-        variance = ema_square(state["variance"], grad, beta2)
-        return grad * at_least(variance, eps1 * eps1).rsqrt(), {"variance": variance}
-    row_var = known["row_var"]
-    col_var = ema(state["col_var"], known["column_sum"] / known["rows"], beta2)
-    whole = at_least(known["row_sum"] / known["rows"], eps1)
-    # roots of the factors instead of factors of the root: rows and columns are few
-    roots = outer((row_var / whole).rsqrt(), col_var.rsqrt(), grad, known.get("space"))
+        variance = ema_square(state["variance"], grad, 1 - t**hyper.beta2_decay)
+        scale = at_least(variance, eps1 * eps1).rsqrt()
+        return grad * scale, {"variance": variance}, {}
+    own = known if "by_row" in known else roots(state, hyper, t, known, eps1)
+    scale = outer(own["by_row"], own["by_column"], grad, known.get("space"))
     bound = where(eps1 > 0, 1 / where(eps1 > 0, eps1, 1.0), inf)
-    return at_most_(roots, bound).mul_(grad), {"row_var": row_var, "col_var": col_var}
+    new = {"row_var": known["row_var"], "col_var": own["col_var"]}
+    return at_most_(scale, bound).mul_(grad), new, own
 
 
 def length(
     grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar, known: Known
 ) -> Known:
-    """The squares of the scaled gradient."""
-    direction, state = scaled(grad, param, state, hyper, t, known)
+    """The squares of the scaled gradient; of a matrix, the roots of its factors are kept."""
+    direction, new, own = scaled(grad, param, state, hyper, t, known)
     found: Known = {"scaled_sum": square_sum(direction)}
-    return {**found, "scaled": (direction, state)} if "whole" in known else found
+    if "whole" in known:
+        return {**found, "scaled": (direction, new)}
+    return {**found, **own} if grad.dim() == 2 else found
 
 
 def finish(
@@ -145,14 +160,15 @@ def finish(
     if "scaled" in known:
         direction, state = known["scaled"]
     else:
-        direction, state = scaled(grad, param, state, hyper, t, known)
+        direction, state, _ = scaled(grad, param, state, hyper, t, known)
     clipping = at_least((known["scaled_sum"] / known["size"]) ** 0.5 / hyper.d, 1.0)
     size = at_least((known["param"] / known["size"]) ** 0.5, hyper.eps2)
     cap = hyper.lr * t**0.5  # min(lr, 1/√t) is lr / max(1, lr·√t), and lr comes in later
     return direction.mul_(size / clipping / where(cap > 1, cap, 1.0)), state
 
 
-BLOCKS = Blocks(passes=(factors, length), finish=finish, per_row=("row_var",), totals=TOTALS)
+PER_ROW = ("row_var", "by_row", "by_column", "col_var")  # of which all but the first are alike
+BLOCKS = Blocks(passes=(factors, length), finish=finish, per_row=PER_ROW, totals=TOTALS)
 
 
 def init(param: Tensor, hyper: Values) -> State:
