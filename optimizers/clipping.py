@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import TypeAlias
 
 import torch
@@ -46,29 +47,9 @@ def part_norm(grad: Tensor, at_least: torch.dtype) -> Tensor:
 def are_joined(
     kind: type, dtype: torch.dtype, layout: torch.layout, device: torch.device, wide: torch.dtype
 ) -> bool:
-    """Whether norms of small gradients are taken in one call: real ones, whose squares may be
-    summed up in their own dtype.
-    """
+    """Whether small gradients are stacked for their norms: real ones, summed up in their dtype."""
     ordinary = kind in ORDINARY and layout == torch.strided and device.type != "meta"
     return ordinary and not dtype.is_complex and torch.promote_types(dtype, wide) == dtype
-
-
-def part_norms(grads: Sequence[Tensor], at_least: torch.dtype) -> list[Tensor]:
-    """`part_norm` of each gradient, those of small ones in one call."""
-    small: dict[torch.device, list[int]] = {}
-    for index, grad in enumerate(grads):
-        device = grad.device
-        kind = type(grad), grad.dtype, grad.layout, device
-        if grad.numel() < LEAST and are_joined(*kind, at_least):
-            small.setdefault(device, []).append(index)
-    found: dict[int, Tensor] = {}
-    for indices in small.values():
-        together = torch._foreach_norm([grads[index] for index in indices])
-        found |= zip(indices, together, strict=True)
-    return [
-        found[index] if index in found else part_norm(grad, at_least)
-        for index, grad in enumerate(grads)
-    ]
 
 
 def readable(scalar: Tensor) -> Tensor:
@@ -81,17 +62,46 @@ def grad_norms(grads: Iterable[Tensor], at_least: torch.dtype = torch.float32) -
 
     Gradients that are sharded over processes count whole, in one collective for all of them.
     """
-    return [*map(readable, reduced(part_norms([*grads], at_least)))]
+    return [*map(readable, reduced([part_norm(grad, at_least) for grad in grads]))]
 
 
-def as_floats(scalars: Sequence[Tensor]) -> list[float]:
-    """The values of 0-D tensors, waiting once per device for all of them."""
-    kinds = [(scalar.device, scalar.dtype) for scalar in scalars]
+def float_norms(
+    grads: Sequence[Tensor], at_least: torch.dtype = torch.float32, most: int = 2**17
+) -> list[float]:
+    """As `grad_norms`, read; small gradients of one shape are stacked, ``most`` entries at a time.
+
+    Waits once per device and dtype.
+    """
+    alike: dict[object, list[int]] = {}
+    rest = []
+    for index, grad in enumerate(grads):
+        kind = type(grad), grad.dtype, grad.layout, grad.device
+        if grad.numel() < LEAST and are_joined(*kind, at_least):
+            alike.setdefault((grad.shape, *kind), []).append(index)
+        else:
+            rest.append(index)
+    order, vectors = [*rest], [n[None] for n in grad_norms([grads[i] for i in rest], at_least)]
+    for indices in alike.values():
+        size = grads[indices[0]].numel()
+        count = most // max(1, size)
+        for start in range(0, len(indices), count):
+            some = indices[start : start + count]
+            order += some
+            rows = torch.stack([grads[index] for index in some]).reshape(len(some), size)
+            vectors.append(torch.linalg.vector_norm(rows, dim=1))
+    found = dict(zip(order, as_floats(vectors), strict=True))
+    return [found[index] for index in range(len(grads))]
+
+
+def as_floats(vectors: Sequence[Tensor]) -> list[float]:
+    """The entries of all vectors, waiting once per device and dtype for them."""
+    kinds = [(vector.device, vector.dtype) for vector in vectors]
     values = {}
     for kind in dict.fromkeys(kinds):
-        alike = [scalar for scalar, own in zip(scalars, kinds, strict=True) if own == kind]
-        values[kind] = iter(torch.stack(alike).tolist())
-    return [next(values[kind]) for kind in kinds]
+        alike = [vector for vector, own in zip(vectors, kinds, strict=True) if own == kind]
+        values[kind] = iter(torch.cat(alike).tolist())
+    lengths = map(len, vectors)
+    return [x for kind, n in zip(kinds, lengths, strict=True) for x in islice(values[kind], n)]
 
 
 def is_finite(grad: Tensor) -> bool:

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from optimizers.clipping import as_floats, grad_norms
+from optimizers.clipping import float_norms
 from optimizers.groups import owners
 
 Verdict: TypeAlias = Literal["ok", "dead", "vanishing", "exploding"]
@@ -105,7 +105,7 @@ def measure(layers: Layers, before: Mapping[str, Sequence[Tensor]]) -> dict[str,
         changes = [new.detach() - past for new, past in zip(params, before[name], strict=True)]
         pieces.append((name, [len(grads), len(params), len(params)]))
         tensors += [*grads, *before[name], *changes]
-    values = iter(as_floats(grad_norms(tensors)))
+    values = iter(float_norms(tensors))
     return {
         name: LayerStats(*(hypot(*islice(values, count)) for count in counts))
         for name, counts in pieces

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from optimizers.base import TorchOptimizer
-from optimizers.clipping import as_floats, grad_norms
+from optimizers.clipping import float_norms
 from optimizers.construct import from_rule
 from optimizers.core import Hyper, Option
 from optimizers.precision import compute_dtype
@@ -190,7 +190,7 @@ class SAM(Wrapper):
         rows = list(present(self.param_groups))
         adaptive = [(param.abs() if group["sam_adaptive"] else 1.0) for group, param, _ in rows]
         scaled = [grad * size for (_, _, grad), size in zip(rows, adaptive, strict=True)]
-        norm = math.hypot(*as_floats(grad_norms(scaled)))
+        norm = math.hypot(*float_norms(scaled))
         reach = 1 / (norm + 1e-12) if math.isfinite(norm) else 0.0
         for (group, param, _), one, size in zip(rows, scaled, adaptive, strict=True):
             self._origins.append((param, param.detach().clone()))

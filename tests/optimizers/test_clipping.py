@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizers import clip_grad_norm_, clipping
-from tests.optimizers.helpers import problem
+from tests.optimizers.helpers import generator, problem
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
@@ -52,3 +52,30 @@ def test_nonfinite_gradients_are_left_for_the_optimizer_to_name():
     assert param.grad.tolist() == [1.0, float("inf")]
     with pytest.raises(RuntimeError, match="norm is inf"):
         clip_grad_norm_([param], 0.5, error_if_nonfinite=True)
+
+
+@pytest.mark.parametrize("most", [2**17, 2**15])
+def test_norms_of_gradients_of_every_kind_come_in_order(most):
+    source = generator("norms")
+    dense = [
+        torch.randn(shape, generator=source, dtype=torch.float64)
+        for shape in ((3, 4), (), (0, 3), (2, 3, 4, 5), (3, 4), (200, 200), (3, 4), (1,), ())
+    ]
+    grads = [
+        *(own.float() for own in dense),
+        *dense,
+        *(own.bfloat16() for own in dense),
+        dense[3].float().clone(memory_format=torch.channels_last),
+        dense[5].float()[::2, ::3],
+        torch.complex(dense[0], dense[4]),
+        torch.sparse_coo_tensor(
+            torch.tensor([[0, 0, 2]]), dense[0][:3], (9, 4), check_invariants=True
+        ),
+    ]
+    found = clipping.float_norms(grads, most=most)
+    for norm, grad in zip(found, grads, strict=True):
+        exact = grad.to_dense().to(torch.complex128).abs().square().sum().sqrt()
+        assert norm == pytest.approx(float(exact), rel=1e-5)
+    assert clipping.float_norms([]) == []
+    empty = [torch.empty(3, device="meta"), torch.ones(4)]
+    assert clipping.float_norms(empty) == [0.0, 2.0]
