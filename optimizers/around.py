@@ -209,11 +209,12 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
         parts, memory = own.parts(piece), own.memory(piece)
         spaces = [memory[1][: part.param.numel()].view(part.param.shape) for part in parts]
         known: list[Known] = [{"space": space} for space in spaces]
-        if len(parts) == 1:
-            known[0] |= {"whole": True, "seen": own.seen(piece, memory)}
+        whole = own.seen(piece, memory) if len(parts) == 1 else None  # stays in the first vector
+        if whole is not None:
+            known[0]["whole"] = True
 
         def arguments(part: Piece, known: Known) -> tuple[Any, ...]:
-            grad = known["seen"] if "seen" in known else own.seen(part, memory)
+            grad = own.seen(part, memory) if whole is None else whole
             return grad, widen(part.param, part.compensation), part.state, hyper, part.t, known
 
         for sums in blocks.passes:

@@ -65,12 +65,12 @@ def grad_norms(grads: Iterable[Tensor], at_least: torch.dtype = torch.float32) -
     return [*map(readable, reduced([part_norm(grad, at_least) for grad in grads]))]
 
 
-def float_norms(
+def norm_vectors(
     grads: Sequence[Tensor], at_least: torch.dtype = torch.float32, most: int = 2**17
-) -> list[float]:
-    """As `grad_norms`, read; small gradients of one shape are stacked, ``most`` entries at a time.
+) -> tuple[list[int], list[Tensor]]:
+    """As `grad_norms` in vectors, and which gradient each of all their entries is of.
 
-    Waits once per device and dtype.
+    Small gradients of one shape are stacked, ``most`` entries at a time.
     """
     alike: dict[object, list[int]] = {}
     rest = []
@@ -89,6 +89,14 @@ def float_norms(
             order += some
             rows = torch.stack([grads[index] for index in some]).reshape(len(some), size)
             vectors.append(torch.linalg.vector_norm(rows, dim=1))
+    return order, vectors
+
+
+def float_norms(
+    grads: Sequence[Tensor], at_least: torch.dtype = torch.float32, most: int = 2**17
+) -> list[float]:
+    """The norms of `norm_vectors` as numbers, in the order of the gradients."""
+    order, vectors = norm_vectors(grads, at_least, most)
     found = dict(zip(order, as_floats(vectors), strict=True))
     return [found[index] for index in range(len(grads))]
 
@@ -110,19 +118,15 @@ def is_finite(grad: Tensor) -> bool:
     return not float(grad_norms([wrong])[0])
 
 
-def combine_norms(norms: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of everything, from the norms of its parts; 0-D, on the first part's device."""
-    if not norms:
-        return torch.tensor(0.0)
-    device = norms[0].device
-    wide = torch.float64 if device.type != "mps" else torch.float32
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device, wide) for n in norms]))
-    return total
-
-
 def global_norm(grads: Iterable[Tensor]) -> Tensor:
-    """The L2 norm over all gradients together, 0-D."""
-    return combine_norms(grad_norms(grads))
+    """The L2 norm over all gradients together, 0-D, on the device of one of them."""
+    _, vectors = norm_vectors([*grads])
+    if not vectors:
+        return torch.tensor(0.0)
+    device = vectors[0].device
+    wide = torch.float64 if device.type != "mps" else torch.float32
+    total: Tensor = torch.linalg.vector_norm(torch.cat([v.to(device, wide) for v in vectors]))
+    return total
 
 
 def norm_scale(norm: Scalar, limit: Scalar) -> Scalar:

@@ -1,5 +1,6 @@
 """The benchmark of the step runs, with torch as the only peer, and its tables are complete."""
 
+import argparse
 import json
 
 import pytest
@@ -33,6 +34,27 @@ def test_a_rule_beside_its_peers(results):
     assert all(peer["median"] > 0 for peer in row["peers"])
     assert "| adamw " in text
     assert "torch's Muon takes no convolutions" in text
+
+
+def test_each_of_several_steps_has_gradients():
+    """HeavyBall's optimizers drop them in a step, after which there is nothing to do."""
+    args = argparse.Namespace(device="cpu", dtype="float32", no_peers=True)
+    bench = optimizer_step.Bench("soap", [("weight", (2, 3))], args, "eager")
+    seen = []
+
+    def build(named):
+        param = named[0][1]
+
+        def step():
+            seen.append(param.grad is not None)
+            param.grad = None
+
+        return step
+
+    bench.enter("dropping", build)
+    seen.clear()
+    bench.calls["dropping"]()
+    assert seen == [True] * 10
 
 
 def test_growth_needs_no_peers(results, monkeypatch):
