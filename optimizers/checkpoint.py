@@ -57,13 +57,16 @@ def fresh(rule: Rule, param: Tensor, hyper: Values, low_precision: str) -> State
 
 
 def rule_state(state: State) -> State:
-    """The tensors that the rule itself asked for, real."""
-    return {key: plain(value) for key, value in state.items() if key not in OWN}
+    """The tensors that the rule itself asked for."""
+    own = {**state}
+    for key in OWN:
+        own.pop(key, None)
+    return own
 
 
-def compensation(state: State) -> Tensor | None:
-    """What the parameter could not hold, if that is kept, with an entry per real one."""
-    return plain(state[COMPENSATION]) if COMPENSATION in state else None
+def plain_state(state: State) -> State:
+    """All of a parameter's state as rules take it."""
+    return {key: plain(value) for key, value in state.items()}
 
 
 def saved_states(

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import TypeAlias
+from operator import attrgetter
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from optimizers.precision import as_real
 from optimizers.sharding import ORDINARY, is_distributed, reduced
 
 Scales: TypeAlias = list[Scalar]
+KIND = attrgetter("shape", "__class__", "dtype", "layout", "device")  # in one call
 
 
 def entries(grad: Tensor) -> Tensor:
@@ -72,16 +74,17 @@ def norm_vectors(
 
     Small gradients of one shape are stacked, ``most`` entries at a time.
     """
-    alike: dict[object, list[int]] = {}
-    rest = []
-    for index, grad in enumerate(grads):
-        kind = type(grad), grad.dtype, grad.layout, grad.device
-        if grad.numel() < LEAST and are_joined(*kind, at_least):
-            alike.setdefault((grad.shape, *kind), []).append(index)
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index, kind in enumerate(map(KIND, grads)):
+        alike.setdefault(kind, []).append(index)
+    joined, rest = [], []
+    for (shape, *same), indices in alike.items():
+        if shape.numel() < LEAST and are_joined(*same, at_least):
+            joined.append(indices)
         else:
-            rest.append(index)
+            rest += indices
     order, vectors = [*rest], [n[None] for n in grad_norms([grads[i] for i in rest], at_least)]
-    for indices in alike.values():
+    for indices in joined:
         size = grads[indices[0]].numel()
         count = most // max(1, size)
         for start in range(0, len(indices), count):

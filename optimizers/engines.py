@@ -103,13 +103,9 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
             step_alone(piece, noise)
         else:
             ordinary.append(piece)
-    ordinary.sort(key=entries, reverse=True)  # memory for the largest will do for all others
-    together = []
-    for pieces in stacks(ordinary):
-        if len(pieces) == 1:
-            step_alone(pieces[0], None)
-        else:
-            together.append(pieces)
+    singles, together = stacks(ordinary)
+    for piece in sorted(singles, key=entries, reverse=True):  # memory for the largest is for all
+        step_alone(piece, None)
     del step_alone  # and what it keeps in memory
     for pieces in together:
         step_stack(batch, pieces)
@@ -127,9 +123,9 @@ def contribution(batch: Batch, part: Piece) -> Computed:
 def partial_sums(batch: Batch) -> Iterator[dict[str, Tensor]]:
     """What each parameter contributes to the sums over all of them."""
     repeated = Repeated(batch, contribution)
-    ordinary = []
-    for pieces in stacks(batch.pieces()):
-        if len(pieces) == 1 or not all(value.dim() for value in pieces[0].state.values()):
+    ordinary, together = stacks([*batch.pieces()])
+    for pieces in together:
+        if not all(value.dim() for value in pieces[0].state.values()):
             ordinary += pieces
             continue
         stack = gather(pieces)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from optimizers.batch import store
-from optimizers.checkpoint import TRAIN_POINT, compensation, rule_state
+from optimizers.checkpoint import COMPENSATION, TRAIN_POINT, plain_state, rule_state
 from optimizers.core import Points, Rule, State, Values
 from optimizers.precision import widen
 from optimizers.sharding import placed_like, plain
@@ -35,8 +35,9 @@ def move(
             view.copy_(plain(state.pop(TRAIN_POINT)))
             continue
         state[TRAIN_POINT] = param.detach().clone()
-        exact = widen(view, compensation(state))
-        view.copy_(points.to_eval(exact, rule_state(state), hyper))
+        own = plain_state(state)
+        exact = widen(view, own.get(COMPENSATION))
+        view.copy_(points.to_eval(exact, rule_state(own), hyper))
 
 
 def observe(
@@ -49,6 +50,6 @@ def observe(
         if param.grad is None:
             continue
         view, grad = plain(param), plain(placed_like(param.grad, param))
-        state, t = rule_state(states[param]), float(states[param]["step"])
-        exact = widen(view, compensation(states[param]))
+        kept, t = plain_state(states[param]), float(states[param]["step"])
+        exact, state = widen(view, kept.get(COMPENSATION)), rule_state(kept)
         store(state, rule.observe(grad.to(exact.dtype), exact, state, hyper, t))

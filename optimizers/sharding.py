@@ -7,6 +7,7 @@ own part, which is right for entries that do not see each other. Norms are over 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # importing it takes as long as all of torch
 
 
 ORDINARY = (Tensor, torch.nn.Parameter)
+DTYPE, LAYOUT = attrgetter("dtype"), attrgetter("layout")
 
 
 def is_distributed(tensor: object) -> TypeGuard[DTensor]:
@@ -62,6 +64,18 @@ def plain(tensor: Tensor) -> Tensor:
     if type(tensor) in ORDINARY and not tensor.is_complex():  # this is asked of every tensor
         return tensor
     return as_real(local(tensor))
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether rules and norms take all of these as they are: dense, real, and here.
+
+    What has to be asked of thousands is asked in few calls.
+    """
+    return (
+        set(map(type, tensors)) <= set(ORDINARY)
+        and not any(dtype.is_complex for dtype in set(map(DTYPE, tensors)))
+        and set(map(LAYOUT, tensors)) <= {torch.strided}
+    )
 
 
 def placed_like(grad: Tensor, param: Tensor) -> Tensor:

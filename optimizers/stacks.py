@@ -7,7 +7,7 @@ other not even that is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from optimizers.core import Rule, Scalar, State, Values
 from optimizers.pieces import Piece
+from optimizers.sharding import DTYPE
 
-SHAPE = attrgetter("shape")
+KIND = attrgetter("shape", "dtype", "device")  # in one call, as it is asked of every parameter
 MOST = 2**17  # elements of a stack; it is copied, so it has to stay in the cache
 
 
@@ -37,24 +38,27 @@ def over_stack(rule: Rule, state: State) -> Rule:
     return replace(rule, update=update)
 
 
-def stacks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Which parameters go together: equal in shape, type, age and clipping, and small enough."""
-    alike: dict[object, list[Piece]] = {}
-    for piece in pieces:
-        param, grad, state, compensation, t, scale = piece
-        size = param.numel()
-        if isinstance(scale, Tensor) or 2 * size > MOST:
-            yield [piece]
-            continue
-        key = (
-            param.shape, param.dtype, param.device, grad.dtype, t, scale, compensation is None,
-            *state, *map(SHAPE, state.values()),
-        )  # fmt: skip
-        group = alike.setdefault(key, [])
-        group.append(piece)
-        if (len(group) + 1) * size > MOST:
-            yield alike.pop(key)
-    yield from alike.values()
+def stacks(pieces: Sequence[Piece]) -> tuple[list[Piece], list[list[Piece]]]:
+    """Which parameters are stepped alone, and which together.
+
+    Those of a stack are small, and equal in shape, type, age and clipping. What their states look
+    like follows from that.
+    """
+    alike: dict[tuple[object, ...], list[Piece]] = {}
+    for piece, kind in zip(pieces, map(KIND, [piece.param for piece in pieces]), strict=True):
+        _, grad, state, compensation, t, scale = piece
+        own = id(piece) if isinstance(scale, Tensor) else scale
+        key = (kind, grad.dtype, t, own, compensation is None, *state)
+        alike.setdefault(key, []).append(piece)
+    alone, together = [], []
+    for group in alike.values():
+        count = max(1, MOST // max(1, group[0].param.numel()))
+        for some in (group[start : start + count] for start in range(0, len(group), count)):
+            if len(some) == 1:
+                alone += some
+            else:
+                together.append(some)
+    return alone, together
 
 
 def gather(pieces: Sequence[Piece]) -> Piece:
@@ -70,19 +74,24 @@ def gather(pieces: Sequence[Piece]) -> Piece:
     )  # fmt: skip
 
 
+def spread(stacked: Tensor, into: list[Tensor]) -> None:
+    """Write the entries along the first dimension of a tensor into tensors, one by one."""
+    if stacked.is_cpu and set(map(DTYPE, into)) == {stacked.dtype}:
+        torch.unbind_copy(stacked, out=into)  # faster there
+    else:
+        torch._foreach_copy_(into, [*stacked.unbind()])
+
+
 def scatter_state(state: State, pieces: Sequence[Piece]) -> None:
     """Write the state of a stack back to that of its parameters."""
-    into = [piece.state[key] for key in state for piece in pieces]
-    if into:
-        torch._foreach_copy_(into, [each for value in state.values() for each in value.unbind()])
+    for key, value in state.items():
+        spread(value, [piece.state[key] for piece in pieces])
 
 
 def scatter(stack: Piece, pieces: Sequence[Piece]) -> None:
     """Write a stack back to its parameters."""
     scatter_state(stack.state, pieces)
-    into = [piece.param for piece in pieces]
-    values = list(stack.param.unbind())
+    spread(stack.param, [piece.param for piece in pieces])
     if stack.compensation is not None:
-        into += [piece.compensation for piece in pieces if piece.compensation is not None]
-        values += stack.compensation.unbind()
-    torch._foreach_copy_(into, values)
+        kept = [piece.compensation for piece in pieces if piece.compensation is not None]
+        spread(stack.compensation, kept)

@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from optimizers.engines import eager
 from optimizers.kernels import inductor
 from optimizers.kernels.plan import Plan
 from optimizers.kernels.table import Table
-from optimizers.sharding import local_scale, placed_like, plain
+from optimizers.sharding import are_plain, local_scale, placed_like, plain
 
 
 def batch_of(clip: Clip, group: Mapping[str, Any], hyper: Values, plan: Plan) -> Batch:
@@ -30,16 +31,18 @@ def batch_of(clip: Clip, group: Mapping[str, Any], hyper: Values, plan: Plan) ->
         batch = plan.batch
         batch.mode, batch.hyper, batch.bound, batch.maximize = mode, hyper, bound, maximize
         return batch
+    grads = [param.grad for param in plan.rest if param.grad is not None]
+    if not are_plain(grads):
+        grads = [
+            usable(placed_like(grad, param), wish.rule, mode, hyper, wish.units)
+            for grad, param in zip(grads, plan.rest, strict=True)
+        ]
     batch = Batch(
         rule=wish.rule,
         mode=mode,
         hyper=hyper,
         params=list(plan.rest),
-        grads=[
-            usable(placed_like(param.grad, param), wish.rule, mode, hyper, wish.units)
-            for param in plan.rest
-            if param.grad is not None
-        ],
+        grads=grads,
         bound=bound,
         maximize=maximize,
         stochastic=wish.low_precision == "stochastic",
@@ -75,7 +78,7 @@ def set_scales(clip: Clip, batches: Sequence[Batch], norms: Norms) -> None:
         params = [param for batch in batches for param in batch.params]
         scales = iter(clip.scales(grads, params, norms.own, norms.total))
         for batch in batches:
-            batch.scales.extend([local_scale(next(scales)) for _ in batch.grads])
+            batch.scales.extend(map(local_scale, islice(scales, len(batch.grads))))
 
 
 def scale_table(clip: Clip, table: Table, total: float) -> None:
@@ -99,10 +102,12 @@ def prepare_rows(batch: Batch, states: Mapping[Tensor, State], allocate: Allocat
     own = [*map(states.__getitem__, batch.params)]
     for param, state in zip(batch.params, own, strict=True):
         allocate(param, state)
+    if not (are_plain(batch.params) and are_plain(batch.grads)):
+        own = [*map(checkpoint.plain_state, own)]
+        batch.params[:] = map(plain, batch.params)
+        batch.grads[:] = map(plain, batch.grads)
     batch.states.extend(map(checkpoint.rule_state, own))
-    batch.compensations.extend(map(checkpoint.compensation, own))
-    batch.params[:] = map(plain, batch.params)
-    batch.grads[:] = map(plain, batch.grads)
+    batch.compensations.extend(state.get(checkpoint.COMPENSATION) for state in own)
     counters = [state["step"] for state in own]
     one = torch.ones((), device=counters[0].device)  # a number becomes a tensor for every counter
     torch._foreach_add_(counters, one, alpha=1.0)

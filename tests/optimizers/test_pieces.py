@@ -7,6 +7,7 @@ from torch import nn
 import optimizers
 from optimizers import around, engines, pieces, stacks
 from optimizers.rules import muon
+from optimizers.sharding import are_plain
 from tests.optimizers.helpers import generator
 
 SHAPES = ((6,), (6,), (4, 3), (4, 3), (4, 3), (6,), (2, 3, 2, 2), (2, 3, 2, 2), ())
@@ -56,6 +57,32 @@ def test_stacks_hold_what_is_alike_and_fits(monkeypatch):
     )
     run("adamw", ((3,),) * 5 + ((3, 1),) * 2 + ((6,),) * 2, True, steps=1)
     assert seen == [3, 2, 2]  # three of three entries; a vector of six is half of all there may be
+
+
+def test_a_stack_is_written_back_into_any_layout_and_dtype():
+    stacked = torch.arange(12.0).reshape(2, 2, 3)
+    into = [torch.zeros(2, 3), torch.zeros(3, 2).mT]
+    stacks.spread(stacked, into)
+    assert torch.equal(torch.stack(into), stacked)
+    assert into[1].stride() == (1, 2)
+    into = [torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.float64)]
+    stacks.spread(stacked, into)
+    assert torch.equal(torch.stack([each.float() for each in into]), stacked)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "answer"),
+    [
+        (torch.ones(2), True),
+        (torch.nn.Parameter(torch.ones(2)), True),
+        (torch.ones(2, dtype=torch.complex64), False),
+        (torch.ones(2, dtype=torch.complex64).conj(), False),
+        (torch.ones(2, 2).to_sparse(), False),
+        (torch.ones(2).as_subclass(type("Own", (torch.Tensor,), {})), False),
+    ],
+)
+def test_what_has_to_be_looked_at_one_by_one(tensor, answer):
+    assert are_plain([torch.ones(3), tensor]) is answer
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
