@@ -6,9 +6,8 @@ own, and what it makes of them is the direction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +16,13 @@ from optimizers.batch import Batch, seen, step_part, stepped, store, store_part
 from optimizers.core import DecayMode, State
 from optimizers.eager.program import Memory
 from optimizers.eager.repeated import Compute, Computed, Repeated
-from optimizers.parts import Blocks, Core, Known, Pair, Slices, follow
+from optimizers.parts import Blocks, Core, Known, Pass, Slices, follow
 from optimizers.pieces import Piece, chunk, chunks, fit, slices_of
 from optimizers.precision import compute_dtype, widen
 
 VALUES = "values"  # what is prepared, while it is beside the rule's own state
 PART = 2**19  # entries of a part, of which two are in memory; products of fewer rows are slower
-WHOLE = 2**20  # entries of a matrix that is not cut into blocks, which take several passes each
+ROWS = 2**20  # entries of rows of a matrix; each block costs calls for what it has in common
 
 Step = Callable[[Piece, torch.Generator | None], None]
 
@@ -134,7 +133,7 @@ def like(tensor: Tensor, memory: Tensor) -> Tensor:
 
 
 class InParts:
-    """Steps part by part, in two vectors of memory as large as a part.
+    """Steps part by part.
 
     ``cut`` says along which dimension a parameter is cut, and how much of it makes a part; None: it
     is stepped as a whole.
@@ -143,7 +142,6 @@ class InParts:
     def __init__(self, batch: Batch, cut: Callable[[Piece], tuple[int, int] | None]) -> None:
         self.batch, self.cut = batch, cut
         self.around = Around(batch, before_parts)
-        self.space = Space(batch, self.entries)
 
     def entries(self, piece: Piece) -> int:
         """How many the largest part of a parameter has."""
@@ -155,17 +153,15 @@ class InParts:
         cut = self.cut(piece)
         return [piece] if cut is None else [*slices_of(piece, *cut)]
 
-    def memory(self, piece: Piece) -> Pair:
-        """Two vectors that have room for every part."""
-        dtype = compute_dtype(piece.param.dtype)
-        first, second = self.space.take("parts", 2, piece.param, dtype)
-        return first, second
-
-    def seen(self, part: Piece, memory: Pair) -> Tensor:
-        """The gradient as the rule sees it, in the first vector."""
-        batch, grad = self.batch, memory[0][: part.param.numel()].view(part.param.shape)
+    def changes(self, part: Piece) -> bool:
+        """Whether the rule sees more of the gradient than a multiple of it."""
+        batch, grad = self.batch, part.grad
         changed = batch.bound is not None or batch.maximize or batch.mode == "l2"
-        if changed or part.grad.dtype != grad.dtype:
+        return changed or grad.dtype != compute_dtype(part.param.dtype)
+
+    def seen(self, part: Piece, grad: Tensor) -> Tensor:
+        """The gradient as the rule sees it, which is filled in."""
+        if self.changes(part):
             self.around.prepare(part._replace(state={}), grad)
             return grad
         return torch.mul(part.grad, part.scale, out=grad)
@@ -180,12 +176,15 @@ def in_slices(batch: Batch, slices: Slices) -> Step:
         return None if along is None else (along, fit(piece.param.shape, along, PART))
 
     own, hyper = InParts(batch, cut), batch.hyper
+    space = Space(batch, own.entries)
 
     def step(piece: Piece, noise: torch.Generator | None) -> None:
-        memory = own.memory(piece)
+        dtype = compute_dtype(piece.param.dtype)
+        first, second = space.take("parts", 2, piece.param, dtype)
+        memory = first, second
         store(piece.state, slices.begin(piece.state, hyper, piece.t, memory))
         for part in own.parts(piece):
-            grad = own.seen(part, memory)
+            grad = own.seen(part, first[: part.param.numel()].view(part.param.shape))
             direction, state = slices.each(grad, part.state, hyper, part.t, memory)
             store(part.state, state)
             own.around.apply(part, direction, noise)
@@ -194,35 +193,85 @@ def in_slices(batch: Batch, slices: Slices) -> Step:
     return step
 
 
+def stored(state: State, found: Known) -> Known:
+    """The same with what is state in the state's own memory."""
+    return {key: state[key].copy_(new) if key in state else new for key, new in found.items()}
+
+
+def with_numbers(known: Known) -> Known:
+    """The same with numbers instead of 0-D tensors where nothing has to wait for them.
+
+    Operations on a number take a tenth of those on a tensor.
+    """
+    ready = {
+        key: value.item()
+        for key, value in known.items()
+        if isinstance(value, Tensor) and value.is_cpu and not value.dim()
+    }
+    return {**known, **ready}
+
+
 def in_blocks(batch: Batch, blocks: Blocks) -> Step:
     """How parameters are stepped in `Blocks` that know the sums over all of them."""
 
     def cut(piece: Piece) -> tuple[int, int] | None:
         shape = piece.param.shape
-        least, size = (WHOLE, PART) if len(shape) == 2 else (chunk(), chunk())
-        small = len(shape) < 2 or shape.numel() <= least or isinstance(piece.scale, Tensor)
-        return None if small else (0, fit(shape, 0, size))
+        most = ROWS if len(shape) == 2 else chunk()
+        small = not shape or shape.numel() <= most or isinstance(piece.scale, Tensor)
+        return None if small else (0, fit(shape, 0, most))
 
     own, hyper = InParts(batch, cut), batch.hyper
+    need = Space(batch, lambda piece: own.entries(piece) * (1 if piece.param.dim() == 2 else 2))
+
+    def memory(part: Piece, first: int = 0) -> Tensor:
+        """Memory like the gradient, behind that of the first such arrays."""
+        param, size = part.param, part.param.numel()
+        (whole,) = need.take("parts", 1, param, compute_dtype(param.dtype))
+        return whole[first * size : (first + 1) * size].view(param.shape)
+
+    def passed(passes: Sequence[Pass], part: Piece, known: Known) -> Known:
+        """What passes find that follow each other; what they find of the state is stored."""
+        grad, found = own.seen(part, memory(part)), Known()
+        given = grad, widen(part.param, part.compensation), part.state, hyper, part.t
+        for each in passes:
+            found |= stored(part.state, each(*given, {**known, **found}))
+        return found
+
+    def of_matrix(piece: Piece, parts: Sequence[Piece]) -> list[Known]:
+        """What the blocks of a matrix know in the end."""
+        known = [Known(own=True) for _ in parts]
+        for each in blocks.passes:
+            found = [passed((each,), *row) for row in zip(parts, known, strict=True)]
+            known = blocks.knowing(known, found)
+            rest = blocks.shortcut and blocks.shortcut(piece.state, hyper, piece.t, known)
+            if rest is not None:
+                return [{**row, **rest} for row in known]
+        return known
+
+    def finish(part: Piece, known: Known) -> tuple[Tensor, State]:
+        """The direction of a block, and its new state."""
+        grad, wide = part.grad, widen(part.param, part.compensation)
+        if "whole" not in known:
+            if own.changes(part):
+                grad, known = own.seen(part, memory(part)), {**known, "scale": 1.0}
+            else:
+                known = {**known, "scale": part.scale, "space": memory(part)}
+        return blocks.finish(grad, wide, part.state, hyper, part.t, known)
 
     def step(piece: Piece, noise: torch.Generator | None) -> None:
-        parts, memory = own.parts(piece), own.memory(piece)
-        spaces = [memory[1][: part.param.numel()].view(part.param.shape) for part in parts]
-        known: list[Known] = [{"space": space} for space in spaces]
-        whole = own.seen(piece, memory) if len(parts) == 1 else None  # stays in the first vector
-        if whole is not None:
-            known[0]["whole"] = True
-
-        def arguments(part: Piece, known: Known) -> tuple[Any, ...]:
-            grad = own.seen(part, memory) if whole is None else whole
-            return grad, widen(part.param, part.compensation), part.state, hyper, part.t, known
-
-        for sums in blocks.passes:
-            found = [sums(*arguments(*row)) for row in zip(parts, known, strict=True)]
-            known = blocks.knowing(known, found, piece.param.dim())
+        parts = own.parts(piece)
+        if piece.param.dim() == 2:
+            known = of_matrix(piece, parts)
+        elif len(parts) == 1:
+            whole = Known(whole=True, own=True, space=memory(piece, 1))
+            known = [whole | passed(blocks.passes, piece, whole)]
+        else:
+            given = [Known(own=True, space=memory(part, 1)) for part in parts]
+            found = [passed(blocks.passes, *row) for row in zip(parts, given, strict=True)]
+            known = blocks.knowing_totals([*piece.state], found)
         shared: State = {}
-        for part, all_rows in zip(parts, known, strict=True):
-            direction, state = blocks.finish(*arguments(part, all_rows))
+        for part, all_rows in zip(parts, map(with_numbers, known), strict=True):
+            direction, state = finish(part, all_rows)
             shared |= store_part(piece, part, state)
             own.around.apply(part, direction, noise)
         store(piece.state, shared)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from optimizers.core import Scalar, State, Update, Values
 
 Known: TypeAlias = dict[str, Any]  # numbers and tensors
+Pass: TypeAlias = "Callable[[Tensor, Tensor, State, Values, Scalar, Known], Known]"
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
@@ -22,37 +25,47 @@ class Blocks:
 
     Each of ``passes`` maps ``(grad, param, state, hyper, t, known)`` of some rows to what later
     passes have to know of all of them: it is added up, but for the names in ``per_row``, which
-    belong to the rows they come from; of a stack of matrices, which is cut between them, only
-    ``totals`` are added up. ``finish`` is then the update of some rows. State with one
-    entry per row is cut with them; the rest of it has to come out the same for every block.
+    belong to the rows they come from. ``finish`` is then the update of some rows. State with one
+    entry per row is cut with them; the rest of it has to come out the same for every block. What a
+    pass finds under the name of a state is that state from then on.
 
-    "whole" is in ``known`` if these are all rows, and then a pass may leave large results there.
-    "space" there is memory like the gradient, in which one of them, or the direction, may lie.
+    A stack of matrices is cut between them, and a vector anywhere. Passes over a block of those
+    follow each other at once, and ``finish`` knows only the state they found and their ``totals``,
+    which are added up.
+
+    What is ``known`` beside that: with "whole", these are all rows, and what a pass finds may be
+    large; with "own", passes may write over the state, and unless this is the whole over the
+    gradient. "space", if there is any, is memory for another array like it. To ``finish``, "scale"
+    is what still multiplies the gradient, unless passes have seen it as a whole.
+    ``shortcut(state, hyper, t, known)`` may tell from what is known of every block of a matrix what
+    the passes that are left would find, or that it cannot: None.
     """
 
-    passes: Sequence[Callable[[Tensor, Tensor, State, Values, Scalar, Known], Known]]
+    passes: Sequence[Pass]
     finish: Callable[[Tensor, Tensor, State, Values, Scalar, Known], tuple[Tensor, State]]
     per_row: Sequence[str] = ()
     totals: Sequence[str] = ()
+    shortcut: Callable[[State, Values, float, Sequence[Known]], Known | None] | None = None
 
     def update(
         self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
     ) -> tuple[Tensor, State]:
         """All rows as one block: the `Rule.update` of a parameter of any shape."""
-        known: Known = {"whole": True}
+        known: Known = {"whole": True, "scale": 1.0}
         for each in self.passes:
             known |= each(grad, param, state, hyper, t, known)
         return self.finish(grad, param, state, hyper, t, known)
 
-    def knowing(self, known: list[Known], found: list[Known], dims: int) -> list[Known]:
-        """What each block knows after a pass, of a parameter with so many dimensions."""
-        shared = found[0].keys() - set(self.per_row)
-        if dims > 2:
-            shared &= set(self.totals)
-        if len(found) == 1:
-            shared = set()
-        total: Known = {key: sum(own[key] for own in found) for key in shared}
+    def knowing(self, known: list[Known], found: list[Known]) -> list[Known]:
+        """What each block of a matrix knows after a pass."""
+        shared = found[0].keys() - set(self.per_row) if len(found) > 1 else set()
+        total: Known = {key: reduce(add, (own[key] for own in found)) for key in shared}
         return [{**before, **own, **total} for before, own in zip(known, found, strict=True)]
+
+    def knowing_totals(self, state: Sequence[str], found: list[Known]) -> list[Known]:
+        """What each block of anything but a matrix knows after all passes."""
+        total: Known = {key: reduce(add, (own[key] for own in found)) for key in self.totals}
+        return [{**{key: own[key] for key in state}, **total} for own in found]
 
 
 def follow(

@@ -9,7 +9,9 @@ loop takes the first parameter's for all).
 
 from __future__ import annotations
 
-from math import inf, nan
+from collections.abc import Sequence
+from math import inf, isfinite, nan
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,13 +24,13 @@ from optimizers.core import (
     Values,
     at_least,
     ema,
-    ema_square,
     where,
 )
 from optimizers.parts import Blocks, Known
 from optimizers.rules.ranges import epsilon, learning_rate, weight_decay
 
 TOTALS = ("size", "param", "scaled_sum")  # of all matrices of a parameter together
+Members: TypeAlias = tuple[Tensor, Tensor, Tensor]
 SMALL = 64  # entries of a matrix, below which operations on its rows are slower than products
 
 
@@ -37,6 +39,16 @@ def at_most_(values: Tensor, bound: Scalar) -> Tensor:
     if isinstance(bound, Tensor):
         return torch.minimum(values, bound)
     return values.clamp_max_(bound)  # clamp_ has no rule for vmap
+
+
+def larger(value: Scalar, bound: Scalar) -> Scalar:
+    """``max(value, bound)``."""
+    return at_least(value, bound) if isinstance(value, Tensor) else max(value, bound)
+
+
+def ema_(old: Tensor, new: Tensor, beta: Scalar) -> Tensor:
+    """As `ema`, in place."""
+    return old.copy_(ema(old, new, beta)) if isinstance(beta, Tensor) else old.lerp_(new, 1 - beta)
 
 
 def square_sum(values: Tensor) -> Tensor:
@@ -55,33 +67,31 @@ def is_single(tensor: Tensor) -> bool:
     return tensor.dim() > 2 and tensor.shape[-2:] == (1, 1)
 
 
-def members(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Which row, and which column, each entry of a matrix belongs to: ones among zeros.
+def members(like: Tensor) -> Members | None:
+    """Which row, and which column, each entry of a small matrix belongs to: ones among zeros.
 
     Sums over rows and columns, and values per row and column spread over the entries, are products
-    with these. Of shapes ``(entries, rows)`` and ``(entries, columns)``.
+    with these. Of shapes ``(entries, rows)`` and ``(entries, columns)``; the third, of shape
+    ``(rows, rows)``, gives every row the mean of all. None for other matrices.
     """
+    if not is_small(like):
+        return None
     rows, columns = like.shape[-2:]
-    row = torch.eye(rows, dtype=like.dtype, device=like.device).repeat_interleave(columns, dim=0)
-    return row, torch.eye(columns, dtype=like.dtype, device=like.device).repeat(rows, 1)
+    row, column = (torch.eye(n, dtype=like.dtype, device=like.device) for n in (rows, columns))
+    mean = torch.full_like(row, 1 / rows)
+    spread = row.unsqueeze(1).expand(-1, columns, -1), column.expand(rows, -1, -1)
+    return spread[0].reshape(-1, rows), spread[1].reshape(-1, columns), mean
 
 
-def square_sums(grad: Tensor, space: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The sums of squares of each row and of each column, with the dimensions that go kept."""
-    if is_single(grad):
-        squares = grad * grad
+def square_sums(squares: Tensor, own: Members | None) -> tuple[Tensor, Tensor]:
+    """The sums of each row and of each column, with the dimensions that go kept."""
+    if is_single(squares):
         return squares, squares
-    squares = torch.mul(grad, grad, out=space)
-    if grad.dim() < 3:  # the fastest of either
-        lengths: Tensor = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
-        return lengths * lengths, squares.sum(dim=-2, keepdim=True)
-    rows, columns = grad.shape[-2:]
-    if not is_small(grad):
+    if own is None:
         return squares.sum(dim=-1, keepdim=True), squares.sum(dim=-2, keepdim=True)
-    sums = squares.reshape(-1, rows * columns) @ torch.cat(members(grad), dim=1)
-    by_row, by_column = sums[:, :rows], sums[:, rows:]
-    leading = grad.shape[:-2]
-    return by_row.reshape(*leading, rows, 1), by_column.reshape(*leading, 1, columns)
+    row, column, _ = own
+    entries, leading = squares.reshape(-1, row.shape[0]), squares.shape[:-2]
+    return (entries @ row).reshape(*leading, -1, 1), (entries @ column).reshape(*leading, 1, -1)
 
 
 def mean(total: Tensor, count: float) -> Tensor:
@@ -89,17 +99,29 @@ def mean(total: Tensor, count: float) -> Tensor:
     return total if count == 1 else total / count
 
 
-def outer(by_row: Tensor, by_column: Tensor, like: Tensor, space: Tensor | None) -> Tensor:
-    """The product of a value per row and one per column, for each entry."""
-    if not is_small(like):
+def mean_of_rows(row_var: Tensor, own: Members | None) -> Tensor:
+    """The mean of a value per row, for every matrix or for every row."""
+    if row_var.shape[-2] == 1:
+        return row_var
+    if own is None:
+        return mean(row_var.sum(dim=-2, keepdim=True), row_var.shape[-2])
+    _, _, same = own
+    return (row_var.reshape(-1, same.shape[0]) @ same).reshape(row_var.shape)
+
+
+def outer(by_row: Tensor, by_column: Tensor, own: Members | None, space: Tensor | None) -> Tensor:
+    """The product of a value per row and one per column for each entry; may write over both."""
+    if own is None:
         return torch.mul(by_row, by_column, out=space)
-    most = torch.finfo(like.dtype).max  # infinity times zero would be NaN
-    spread = (
-        values.clamp(max=most).reshape(-1, own.shape[1]) @ own.mT
-        for values, own in zip((by_row, by_column), members(like), strict=True)
-    )
-    product: Tensor = next(spread).mul_(next(spread))
-    return product.reshape(like.shape)
+    most = torch.finfo(by_row.dtype).max  # infinity times zero would be NaN
+    row, column, _ = own
+    shape = (*by_row.shape[:-1], by_column.shape[-1])
+    rows = by_row.clamp_max_(most).reshape(-1, row.shape[1])
+    columns = by_column.clamp_max_(most).reshape(-1, column.shape[1])
+    if space is None:
+        return (rows @ row.mT).mul_(columns @ column.mT).reshape(shape)
+    flat = space.view(-1, row.shape[0])
+    return torch.mm(rows, row.mT, out=flat).mul_(columns @ column.mT).reshape(shape)
 
 
 def factors(
@@ -107,68 +129,131 @@ def factors(
 ) -> Known:
     """What these rows say of sizes and of the second moment."""
     found: Known = {"size": float(grad.numel()), "param": square_sum(param)}
-    if grad.dim() > 1:
-        row_sums, found["column_sum"] = square_sums(grad, known.get("space"))
-        row_var = ema(state["row_var"], mean(row_sums, grad.shape[-1]), 1 - t**hyper.beta2_decay)
-        found["rows"] = float(grad.shape[-2])
-        found["row_var"] = row_var
-        found["row_sum"] = row_var if is_single(grad) else row_var.sum(dim=-2, keepdim=True)
-    return found
-
-
-def roots(state: State, hyper: Values, t: Scalar, known: Known, eps1: Scalar) -> Known:
-    """One over the roots of the factors, and what becomes of the columns' factor."""
-    new, rows = mean(known["column_sum"], known["rows"]), mean(known["row_sum"], known["rows"])
-    col_var = ema(state["col_var"], new, 1 - t**hyper.beta2_decay)
-    # roots of the factors instead of factors of the root: rows and columns are few
-    by_row = (known["row_var"] / at_least(rows, eps1)).rsqrt_()
-    return {"by_row": by_row, "by_column": col_var.rsqrt(), "col_var": col_var}
-
-
-def scaled(
-    grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar, known: Known
-) -> tuple[Tensor, State, Known]:
-    """The gradient over the root of its second moment, the new state, and the roots of factors."""
-    absent = hyper.eps1 != hyper.eps1  # NaN stands for None
-    eps1 = where(absent, torch.finfo(param.dtype).eps, hyper.eps1)
+    kept = "whole" in known  # the gradient, for the direction
+    squares = torch.mul(grad, grad, out=known.get("space") if kept else grad)
+    beta, follow = 1 - t**hyper.beta2_decay, ema_ if "own" in known else ema
     if grad.dim() < 2:
-        variance = ema_square(state["variance"], grad, 1 - t**hyper.beta2_decay)
-        scale = at_least(variance, eps1 * eps1).rsqrt()
-        return grad * scale, {"variance": variance}, {}
-    own = known if "by_row" in known else roots(state, hyper, t, known, eps1)
-    scale = outer(own["by_row"], own["by_column"], grad, known.get("space"))
-    bound = where(eps1 > 0, 1 / where(eps1 > 0, eps1, 1.0), inf)
-    new = {"row_var": known["row_var"], "col_var": own["col_var"]}
-    return at_most_(scale, bound).mul_(grad), new, own
+        found["variance"] = follow(state["variance"], squares, beta)
+        return found if kept else {**found, "squares": squares}
+    rows, columns = map(float, grad.shape[-2:])
+    row_sum, column_sum = square_sums(squares, members(grad))
+    row_var = found["row_var"] = follow(state["row_var"], mean(row_sum, columns), beta)
+    if grad.dim() > 2:
+        found["col_var"] = follow(state["col_var"], mean(column_sum, rows), beta)
+        return found if kept else {**found, "squares": squares}
+    found |= {"rows": rows, "column_sum": column_sum}
+    found["row_sum"] = row_var.sum(dim=-2, keepdim=True)
+    return found if kept else {**found, **for_unbounded(squares, row_sum, row_var)}
+
+
+def for_unbounded(squares: Tensor, row_sum: Tensor, row_var: Tensor) -> Known:
+    """What rows say to `unbounded`: squares over the rows' factor, and the least of that."""
+    weights = at_least(row_var, torch.finfo(row_var.dtype).tiny).reciprocal_()
+    return {
+        "weighted": weights.mT @ squares,
+        "least": torch.where(row_sum != 0, row_var, inf).min(),
+    }
+
+
+def least_root(dtype: torch.dtype, hyper: Values) -> Scalar:
+    """eps1, of which NaN stands for None."""
+    eps1: Scalar = where(hyper.eps1 != hyper.eps1, torch.finfo(dtype).eps, hyper.eps1)
+    return eps1
+
+
+def in_common(state: State, hyper: Values, t: Scalar, known: Known) -> Known:
+    """What all rows of a matrix have in common: its columns' factor, and the mean of the rows'."""
+    new, rows = (mean(known[key], known["rows"]) for key in ("column_sum", "row_sum"))
+    col_var = ema(state["col_var"], new, 1 - t**hyper.beta2_decay)
+    size = at_least(rows, least_root(rows.dtype, hyper))
+    return {"size_of_rows": size, "columns": col_var, "by_column": col_var.rsqrt()}
+
+
+def unbounded(state: State, hyper: Values, t: float, known: Sequence[Known]) -> Known | None:
+    """The squares of a matrix's scaled gradient, if eps1 is no bound on any entry but zeros.
+
+    They are sums over rows and then over columns, for which no entry has to be seen again. What
+    does not differ between rows are numbers then.
+    """
+    own = known[0]
+    if "weighted" not in own or not own["row_var"].is_cpu:  # others would be waited for
+        return None
+    common = in_common(state, hyper, t, own)
+    eps1, tiny = least_root(own["row_var"].dtype, hyper), torch.finfo(own["row_var"].dtype).tiny
+    column = torch.where(own["column_sum"] != 0, common["columns"], inf).min()
+    total = (own["weighted"] / at_least(common["columns"], tiny)).sum()
+    few = [common["size_of_rows"].squeeze(), column, total]
+    size, least, value, *row = torch.stack([*few, *(k["least"] for k in known)]).tolist()
+    if not (eps1 > 0 and isfinite(value) and min(row) >= tiny):
+        return None
+    if not min(row) * least >= eps1 * eps1 * size:
+        return None
+    return {**common, "size_of_rows": size, "scaled_sum": value * size}
+
+
+def inverse_root(
+    grad: Tensor, state: State, hyper: Values, t: Scalar, known: Known, factor: Scalar = 1.0
+) -> tuple[Tensor, State, Known]:
+    """A factor over the root of the second moment, the new state, and what a matrix has in common.
+
+    Roots of the factors instead of factors of the root: rows and columns are few.
+    """
+    space, eps1 = known.get("space"), least_root(grad.dtype, hyper)
+    if grad.dim() < 2:
+        root = at_least(known["variance"], eps1 * eps1).rsqrt_().mul_(factor)
+        return root, {"variance": known["variance"]}, {}
+    row_var = known["row_var"]
+    bound = where(eps1 > 0, factor / where(eps1 > 0, eps1, 1.0), inf)
+    if grad.dim() == 2:
+        common = known if "by_column" in known else in_common(state, hyper, t, known)
+        by_row = (row_var / common["size_of_rows"]).rsqrt_().mul_(factor)
+        root = at_most_(outer(by_row, common["by_column"], None, space), bound)
+        return root, {"row_var": row_var, "col_var": common["columns"]}, common
+    col_var, own = known["col_var"], members(grad)
+    size = at_least(mean_of_rows(row_var, own), eps1)
+    by_row = torch.div(row_var, size, out=space if is_single(grad) else None)
+    if is_single(grad):
+        root = by_row.mul_(col_var).rsqrt_().mul_(factor)
+    else:
+        root = outer(by_row.rsqrt_().mul_(factor), col_var.rsqrt(), own, space)
+    return at_most_(root, bound), {"row_var": row_var, "col_var": col_var}, {}
 
 
 def length(
     grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar, known: Known
 ) -> Known:
-    """The squares of the scaled gradient; of a matrix, the roots of its factors are kept."""
-    direction, new, own = scaled(grad, param, state, hyper, t, known)
+    """The squares of the scaled gradient."""
+    if "squares" in known:
+        root, _, _ = inverse_root(grad, state, hyper, t, known)
+        return {"scaled_sum": torch.dot(known["squares"].mul_(root).view(-1), root.view(-1))}
+    root, new, common = inverse_root(grad, state, hyper, t, known)
+    direction = root.mul_(grad)
     found: Known = {"scaled_sum": square_sum(direction)}
     if "whole" in known:
         return {**found, "scaled": (direction, new)}
-    return {**found, **own} if grad.dim() == 2 else found
+    return found | {key: common[key] for key in COMMON}
 
 
 def finish(
     grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar, known: Known
 ) -> tuple[Tensor, State]:
     """The scaled gradient, clipped to size d, as a part of the parameter's own size."""
+    clipping = larger((known["scaled_sum"] / known["size"]) ** 0.5 / hyper.d, 1.0)
+    size = larger((known["param"] / known["size"]) ** 0.5, hyper.eps2)
+    cap = hyper.lr * t**0.5  # min(lr, 1/√t) is lr / max(1, lr·√t), and lr comes in later
+    factor = size / clipping / where(cap > 1, cap, 1.0)
     if "scaled" in known:
         direction, state = known["scaled"]
-    else:
-        direction, state, _ = scaled(grad, param, state, hyper, t, known)
-    clipping = at_least((known["scaled_sum"] / known["size"]) ** 0.5 / hyper.d, 1.0)
-    size = at_least((known["param"] / known["size"]) ** 0.5, hyper.eps2)
-    cap = hyper.lr * t**0.5  # min(lr, 1/√t) is lr / max(1, lr·√t), and lr comes in later
-    return direction.mul_(size / clipping / where(cap > 1, cap, 1.0)), state
+        return direction.mul_(factor), state
+    root, state, _ = inverse_root(grad, state, hyper, t, known, factor * known["scale"])
+    return root.mul_(grad), state
 
 
-PER_ROW = ("row_var", "by_row", "by_column", "col_var")  # of which all but the first are alike
-BLOCKS = Blocks(passes=(factors, length), finish=finish, per_row=PER_ROW, totals=TOTALS)
+COMMON = ("size_of_rows", "columns", "by_column")
+PER_ROW = ("row_var", "least", *COMMON)  # the last are the same for all rows already
+BLOCKS = Blocks(
+    passes=(factors, length), finish=finish, per_row=PER_ROW, totals=TOTALS, shortcut=unbounded
+)
 
 
 def init(param: Tensor, hyper: Values) -> State:

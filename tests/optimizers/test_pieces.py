@@ -1,12 +1,16 @@
 """Stacks of small parameters and blocks of rows: the same steps as one parameter at a time."""
 
+from dataclasses import replace
+from functools import partial
+from math import inf, nan
+
 import pytest
 import torch
 from torch import nn
 
 import optimizers
-from optimizers import around, engines, pieces, stacks
-from optimizers.rules import muon
+from optimizers import around, engines, stacks
+from optimizers.rules import adafactor, muon
 from optimizers.sharding import are_plain
 from tests.optimizers.helpers import generator
 
@@ -85,27 +89,86 @@ def test_what_has_to_be_looked_at_one_by_one(tensor, answer):
     assert are_plain([torch.ones(3), tensor]) is answer
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("mode", ["l2", "decoupled"])
-def test_adafactor_in_blocks_of_rows(monkeypatch, dtype, mode):
-    arguments = {
-        "dtype": dtype, "weight_decay_mode": mode, "weight_decay": 0.1, "lr": 0.3, "clip_norm": 2.0
-    }  # fmt: skip
-    shapes = ((23, 5), (4, 3, 2, 2), (7,))
-    whole = run("adafactor", shapes, True, **arguments)
-    for name in ("PART", "WHOLE"):
-        monkeypatch.setattr(around, name, 20)
-    monkeypatch.setattr(pieces, "CHUNK", 20)
-    seen = []
+BLOCKED = ((23, 5), (4, 3, 2, 2), (9, 10, 7), (30, 1, 1), (101,))
+
+
+def cut_small(monkeypatch):
+    """Blocks of 20 entries; returns the shapes that will be cut."""
+    monkeypatch.setattr(around, "ROWS", 20)
+    monkeypatch.setattr(around, "chunk", lambda: 20)
+    seen = set()
     slices_of = around.slices_of
     monkeypatch.setattr(
-        around, "slices_of", lambda piece, *cut: (seen.append(piece), slices_of(piece, *cut))[1]
+        around,
+        "slices_of",
+        lambda piece, *cut: (seen.add(tuple(piece.param.shape)), slices_of(piece, *cut))[1],
     )
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"weight_decay_mode": "l2", "clip_norm": 2.0},
+        {"weight_decay_mode": "decoupled", "clip_norm": 2.0},
+        {"clip_value": 0.5, "maximize": True},
+        {"clip_agc": 0.01, "eps": (0.4, 1e-3)},
+        {"eps": (0.4, 1e-3)},  # a bound on some entries
+        {"eps": (1e-30, 1e-3)},
+    ],
+)
+def test_adafactor_in_blocks_of_rows(monkeypatch, dtype, arguments):
+    arguments = {"dtype": dtype, "weight_decay": 0.1, "lr": 0.3, **arguments}
+    shapes = (*BLOCKED, (7,))
+    whole = run("adafactor", shapes, True, **arguments)
+    seen = cut_small(monkeypatch)
     cut = run("adafactor", shapes, True, **arguments)
-    assert {tuple(piece.param.shape) for piece in seen} == {(23, 5), (4, 3, 2, 2)}
+    assert seen == (set() if "clip_agc" in arguments else set(BLOCKED))
     for first, second in zip(whole, cut, strict=True):
         error = 1e-12 if dtype == torch.float64 else 1e-2
         torch.testing.assert_close(second, first, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "zeros", "tiny", "bounded", "nan", "infinite"])
+def test_adafactors_shortcut_is_taken_where_it_is_exact(monkeypatch, kind):
+    """Sums over columns stand for a pass over all entries, unless eps1 bounds one of them."""
+    source = generator("shortcut")
+    start = torch.randn(20, 6, generator=source, dtype=torch.float64)
+    grads = [torch.randn(20, 6, generator=source, dtype=torch.float64) for _ in range(3)]
+    for grad in grads:
+        grad[:, 2] = 0.0
+        grad[5] = {"tiny": 1e-25, "nan": nan, "infinite": inf}.get(kind, 0.0)
+    if kind == "zeros":  # a row that had gradients, and one that has none any more
+        grads[0][5], grads[2][9] = 1.0, 0.0
+    arguments = {
+        "eps": (1.0 if kind == "bounded" else None, 1e-3),
+        "skip_nonfinite": False,
+        "lr": 0.1,
+    }
+    passes = []
+
+    def steps():
+        param = nn.Parameter(start.clone())
+        opt = optimizers.Adafactor([param], engine="eager", **arguments)
+        for grad in grads:
+            param.grad = grad
+            opt.step()
+        return param.detach()
+
+    length = adafactor.length
+    by_length = replace(
+        adafactor.BLOCKS,
+        passes=(adafactor.factors, lambda *args: (passes.append(1), length(*args))[1]),
+    )
+    monkeypatch.setattr(
+        engines, "in_blocks", lambda batch, blocks: around.in_blocks(batch, by_length)
+    )
+    monkeypatch.setattr(around, "ROWS", 30)
+    found = steps()
+    assert len(passes) == (0 if kind in ("ordinary", "zeros") else 3 * 4)
+    monkeypatch.setattr(engines, "alone", lambda batch: partial(engines.step_dense, batch))
+    torch.testing.assert_close(found, steps(), rtol=1e-12, atol=1e-14, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(4, 40), (40, 4), (6, 12), (5, 5)])
