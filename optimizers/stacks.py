@@ -19,7 +19,7 @@ from optimizers.pieces import Piece
 from optimizers.sharding import DTYPE
 
 KIND = attrgetter("shape", "dtype", "device")  # in one call, as it is asked of every parameter
-MOST = 2**17  # elements of a stack; it is copied, so it has to stay in the cache
+MOST = 2**16  # elements of a stack; it is copied, so it has to stay in the cache
 
 
 def over_stack(rule: Rule, state: State) -> Rule:
