@@ -63,7 +63,7 @@ class Norms(NamedTuple):
     def of(cls, batches: Sequence[Batch], at_least: torch.dtype = torch.float32) -> Norms:
         """Read every gradient once; those in tables also leave their norms there."""
         grads = [grad for batch in batches for grad in batch.grads]
-        own = clipping.float_norms(grads, at_least)
+        own = clipping.float_norms(grads, at_least) if grads else []  # tables have none
         tables = [math.sqrt(table.square_sum()) for batch in batches for table in batch.tables]
         return cls(own, math.hypot(*own, *tables))
 
