@@ -68,7 +68,7 @@ def grad_norms(grads: Iterable[Tensor], at_least: torch.dtype = torch.float32) -
 
 
 def norm_vectors(
-    grads: Sequence[Tensor], at_least: torch.dtype = torch.float32, most: int = 2**17
+    grads: Sequence[Tensor], at_least: torch.dtype = torch.float32, most: int = 2**16
 ) -> tuple[list[int], list[Tensor]]:
     """As `grad_norms` in vectors, and which gradient each of all their entries is of.
 
@@ -96,7 +96,7 @@ def norm_vectors(
 
 
 def float_norms(
-    grads: Sequence[Tensor], at_least: torch.dtype = torch.float32, most: int = 2**17
+    grads: Sequence[Tensor], at_least: torch.dtype = torch.float32, most: int = 2**16
 ) -> list[float]:
     """The norms of `norm_vectors` as numbers, in the order of the gradients."""
     order, vectors = norm_vectors(grads, at_least, most)

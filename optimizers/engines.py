@@ -31,11 +31,15 @@ def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> Non
     store(piece.state, shared)
 
 
-def step_stack(batch: Batch, pieces: Sequence[Piece]) -> None:
-    """Step small parameters of one shape together."""
+def step_stack(batch: Batch, pieces: Sequence[Piece], step_entries: Step | None) -> None:
+    """Step small parameters of one shape together; ``step_entries`` does not ask whose they are."""
     stack = gather(pieces)
-    state = step_part(batch, over_stack(batch.rule, stack.state), stack)
-    scatter(stack._replace(state=state), pieces)
+    if step_entries is not None and all(value.dim() > 1 for value in stack.state.values()):
+        step_entries(stack, None)
+    else:
+        state = step_part(batch, over_stack(batch.rule), stack)
+        stack = stack._replace(state=state)
+    scatter(stack, pieces)
 
 
 def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
@@ -106,9 +110,10 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
     singles, together = stacks(ordinary)
     for piece in sorted(singles, key=entries, reverse=True):  # memory for the largest is for all
         step_alone(piece, None)
+    step_entries = step_alone if batch.rule.entrywise else None
     del step_alone  # and what it keeps in memory
     for pieces in together:
-        step_stack(batch, pieces)
+        step_stack(batch, pieces, step_entries)
 
 
 def contribution(batch: Batch, part: Piece) -> Computed:

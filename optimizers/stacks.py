@@ -22,10 +22,8 @@ KIND = attrgetter("shape", "dtype", "device")  # in one call, as it is asked of 
 MOST = 2**16  # elements of a stack; it is copied, so it has to stay in the cache
 
 
-def over_stack(rule: Rule, state: State) -> Rule:
-    """The rule for a stack of parameters, whose state this is."""
-    if rule.entrywise and all(value.dim() > 1 for value in state.values()):
-        return rule
+def over_stack(rule: Rule) -> Rule:
+    """The rule for a stack of parameters."""
 
     def update(
         grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar
