@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import starmap
 from typing import Any
 
 import torch
@@ -42,12 +41,16 @@ class Batch:
     zeros: tuple[bool, ...] = ()
     tables: Sequence[Any] = ()  # optimizers.kernels.table.Table, which comes after this
 
+    def piece(self, index: int) -> Piece:
+        """One of the parameters."""
+        return Piece(
+            self.params[index], self.grads[index], self.states[index], self.compensations[index],
+            self.steps[index], self.scales[index],
+        )  # fmt: skip
+
     def pieces(self) -> Iterator[Piece]:
         """The parameters one by one."""
-        columns = (
-            self.params, self.grads, self.states, self.compensations, self.steps, self.scales
-        )  # fmt: skip
-        return starmap(Piece, zip(*columns, strict=True))
+        return map(self.piece, range(len(self.params)))
 
 
 def usable(grad: Tensor, rule: Rule, mode: DecayMode, hyper: Values, whole: bool) -> Tensor:

@@ -31,15 +31,15 @@ def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> Non
     store(piece.state, shared)
 
 
-def step_stack(batch: Batch, pieces: Sequence[Piece], step_entries: Step | None) -> None:
+def step_stack(batch: Batch, indices: Sequence[int], step_entries: Step | None) -> None:
     """Step small parameters of one shape together; ``step_entries`` does not ask whose they are."""
-    stack = gather(pieces)
+    stack = gather(batch, indices)
     if step_entries is not None and all(value.dim() > 1 for value in stack.state.values()):
         step_entries(stack, None)
     else:
         state = step_part(batch, over_stack(batch.rule), stack)
         stack = stack._replace(state=state)
-    scatter(stack, pieces)
+    scatter(batch, stack, indices)
 
 
 def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
@@ -94,26 +94,26 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
     """
     ordinary = []
     step_alone = alone(batch)
-    for index, piece in enumerate(batch.pieces()):
-        if not piece.param.numel():  # norms and factors of nothing are not defined
+    for index, (param, grad) in enumerate(zip(batch.params, batch.grads, strict=True)):
+        if not param.numel():  # norms and factors of nothing are not defined
             continue
-        if compiled is not None and compiled(piece):
+        if compiled is not None and compiled(batch.piece(index)):
             continue
-        half = batch.stochastic and piece.param.dtype != compute_dtype(piece.param.dtype)
-        noise = noise_source(piece.param.device, piece.t, index) if half else None
-        if piece.grad.is_sparse:
-            step_rows(batch, piece, noise)
+        half = batch.stochastic and param.dtype != compute_dtype(param.dtype)
+        noise = noise_source(param.device, batch.steps[index], index) if half else None
+        if grad.is_sparse:
+            step_rows(batch, batch.piece(index), noise)
         elif noise is not None:
-            step_alone(piece, noise)
+            step_alone(batch.piece(index), noise)
         else:
-            ordinary.append(piece)
-    singles, together = stacks(ordinary)
-    for piece in sorted(singles, key=entries, reverse=True):  # memory for the largest is for all
-        step_alone(piece, None)
+            ordinary.append(index)
+    singles, together = stacks(batch, ordinary)
+    for piece in sorted(map(batch.piece, singles), key=entries, reverse=True):
+        step_alone(piece, None)  # the largest first: memory for it will do for all others
     step_entries = step_alone if batch.rule.entrywise else None
     del step_alone  # and what it keeps in memory
-    for pieces in together:
-        step_stack(batch, pieces, step_entries)
+    for indices in together:
+        step_stack(batch, indices, step_entries)
 
 
 def contribution(batch: Batch, part: Piece) -> Computed:
@@ -128,17 +128,17 @@ def contribution(batch: Batch, part: Piece) -> Computed:
 def partial_sums(batch: Batch) -> Iterator[dict[str, Tensor]]:
     """What each parameter contributes to the sums over all of them."""
     repeated = Repeated(batch, contribution)
-    ordinary, together = stacks([*batch.pieces()])
-    for pieces in together:
-        if not all(value.dim() for value in pieces[0].state.values()):
-            ordinary += pieces
+    ordinary, together = stacks(batch, range(len(batch.params)))
+    for indices in together:
+        if not all(value.dim() for value in batch.states[indices[0]].values()):
+            ordinary += indices
             continue
-        stack = gather(pieces)
+        stack = gather(batch, indices)
         own = contribution(batch, stack)  # whose sums are over all of them
         new = {key: value for key, value in own.state.items() if value is not stack.state[key]}
-        scatter_state(new, pieces)
+        scatter_state(batch, new, indices)
         yield {key: readable(value) for key, value in own.sums.items()}
-    for piece in ordinary:
+    for piece in map(batch.piece, ordinary):
         found = repeated.step(piece)
         if found is not None:
             store(piece.state, found.state)

@@ -14,6 +14,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from optimizers.batch import Batch
 from optimizers.core import Rule, Scalar, State, Values
 from optimizers.pieces import Piece
 from optimizers.sharding import DTYPE
@@ -36,21 +37,24 @@ def over_stack(rule: Rule) -> Rule:
     return replace(rule, update=update)
 
 
-def stacks(pieces: Sequence[Piece]) -> tuple[list[Piece], list[list[Piece]]]:
-    """Which parameters are stepped alone, and which together.
+def stacks(batch: Batch, indices: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    """Which of some parameters are stepped alone, and which together.
 
     Those of a stack are small, and equal in shape, type, age and clipping. What their states look
     like follows from that.
     """
-    alike: dict[tuple[object, ...], list[Piece]] = {}
-    for piece, kind in zip(pieces, map(KIND, [piece.param for piece in pieces]), strict=True):
-        _, grad, state, compensation, t, scale = piece
-        own = id(piece) if isinstance(scale, Tensor) else scale
-        key = (kind, grad.dtype, t, own, compensation is None, *state)
-        alike.setdefault(key, []).append(piece)
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index, kind in zip(indices, map(KIND, [batch.params[i] for i in indices]), strict=True):
+        scale = batch.scales[index]
+        own = id(scale) if isinstance(scale, Tensor) else scale
+        whole = batch.compensations[index] is None
+        key = (kind, batch.grads[index].dtype, batch.steps[index], own, whole, *batch.states[index])
+        alike.setdefault(key, []).append(index)
     alone, together = [], []
     for group in alike.values():
-        count = max(1, MOST // max(1, group[0].param.numel()))
+        count = max(1, MOST // max(1, batch.params[group[0]].numel()))
+        if isinstance(batch.scales[group[0]], Tensor):
+            count = 1
         for some in (group[start : start + count] for start in range(0, len(group), count)):
             if len(some) == 1:
                 alone += some
@@ -59,17 +63,21 @@ def stacks(pieces: Sequence[Piece]) -> tuple[list[Piece], list[list[Piece]]]:
     return alone, together
 
 
-def gather(pieces: Sequence[Piece]) -> Piece:
+def gather(batch: Batch, indices: Sequence[int]) -> Piece:
     """A stack of parameters as one; a copy."""
-    first = pieces[0]
+    first, states = batch.piece(indices[0]), [batch.states[index] for index in indices]
     return first._replace(
-        param=torch.stack([piece.param for piece in pieces]),
-        grad=torch.stack([piece.grad for piece in pieces]),
-        state={key: torch.stack([piece.state[key] for piece in pieces]) for key in first.state},
-        compensation=None if first.compensation is None else torch.stack(
-            [piece.compensation for piece in pieces if piece.compensation is not None]
-        ),
-    )  # fmt: skip
+        param=torch.stack([batch.params[index] for index in indices]),
+        grad=torch.stack([batch.grads[index] for index in indices]),
+        state={key: torch.stack([state[key] for state in states]) for key in first.state},
+        compensation=None if first.compensation is None else torch.stack(kept(batch, indices)),
+    )
+
+
+def kept(batch: Batch, indices: Sequence[int]) -> list[Tensor]:
+    """What parameters could not hold."""
+    found = (batch.compensations[index] for index in indices)
+    return [compensation for compensation in found if compensation is not None]
 
 
 def spread(stacked: Tensor, into: list[Tensor]) -> None:
@@ -80,16 +88,15 @@ def spread(stacked: Tensor, into: list[Tensor]) -> None:
         torch._foreach_copy_(into, [*stacked.unbind()])
 
 
-def scatter_state(state: State, pieces: Sequence[Piece]) -> None:
+def scatter_state(batch: Batch, state: State, indices: Sequence[int]) -> None:
     """Write the state of a stack back to that of its parameters."""
     for key, value in state.items():
-        spread(value, [piece.state[key] for piece in pieces])
+        spread(value, [batch.states[index][key] for index in indices])
 
 
-def scatter(stack: Piece, pieces: Sequence[Piece]) -> None:
+def scatter(batch: Batch, stack: Piece, indices: Sequence[int]) -> None:
     """Write a stack back to its parameters."""
-    scatter_state(stack.state, pieces)
-    spread(stack.param, [piece.param for piece in pieces])
+    scatter_state(batch, stack.state, indices)
+    spread(stack.param, [batch.params[index] for index in indices])
     if stack.compensation is not None:
-        kept = [piece.compensation for piece in pieces if piece.compensation is not None]
-        spread(stack.compensation, kept)
+        spread(stack.compensation, kept(batch, indices))

@@ -57,7 +57,7 @@ def test_stacks_hold_what_is_alike_and_fits(monkeypatch):
     seen = []
     gather = engines.gather
     monkeypatch.setattr(
-        engines, "gather", lambda pieces: (seen.append(len(pieces)), gather(pieces))[1]
+        engines, "gather", lambda batch, own: (seen.append(len(own)), gather(batch, own))[1]
     )
     run("adamw", ((3,),) * 5 + ((3, 1),) * 2 + ((6,),) * 2, True, steps=1)
     assert seen == [3, 2, 2]  # three of three entries; a vector of six is half of all there may be
