@@ -32,7 +32,10 @@ def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> Non
 
 
 def step_stack(batch: Batch, indices: Sequence[int], step_entries: Step | None) -> None:
-    """Step small parameters of one shape together; ``step_entries`` does not ask whose they are."""
+    """Step small parameters of one shape together.
+
+    ``step_entries``, if there is one, steps entries that do not see each other.
+    """
     stack = gather(batch, indices)
     if step_entries is not None and all(value.dim() > 1 for value in stack.state.values()):
         step_entries(stack, None)

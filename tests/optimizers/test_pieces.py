@@ -10,6 +10,7 @@ from torch import nn
 
 import optimizers
 from optimizers import around, engines, stacks
+from optimizers.pieces import LEAST
 from optimizers.rules import adafactor, muon
 from optimizers.sharding import are_plain
 from tests.optimizers.helpers import generator
@@ -42,6 +43,15 @@ def test_a_stack_steps_as_its_parameters_do_alone(rule):
     arguments = {"late": (1, 3)}
     apart = run(rule, SHAPES, False, **arguments)
     for alone, stacked in zip(apart, run(rule, SHAPES, True, **arguments), strict=True):
+        torch.testing.assert_close(stacked, alone, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adamw", "lion", "nadam", "adopt", "schedulefree_sgd"])
+def test_a_stack_of_many_entries_is_stepped_by_a_program(rule):
+    shapes, arguments = ((30, 20),) * 60, {"clip_value": 1.0, "late": (7,)}
+    assert LEAST < 60 * 30 * 20
+    apart = run(rule, shapes, False, **arguments)
+    for alone, stacked in zip(apart, run(rule, shapes, True, **arguments), strict=True):
         torch.testing.assert_close(stacked, alone, rtol=1e-12, atol=1e-14)
 
 
