@@ -221,7 +221,7 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
         return None if small else (0, fit(shape, 0, most))
 
     own, hyper = InParts(batch, cut), batch.hyper
-    need = Space(batch, lambda piece: own.entries(piece) * (1 if piece.param.dim() == 2 else 2))
+    need = Space(batch, lambda piece: own.entries(piece) * (1 if piece.param.dim() == 2 else 3))
 
     def memory(part: Piece, first: int = 0) -> Tensor:
         """Memory like the gradient, behind that of the first such arrays."""
@@ -256,6 +256,8 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
                 grad, known = own.seen(part, memory(part)), {**known, "scale": 1.0}
             else:
                 known = {**known, "scale": part.scale, "space": memory(part)}
+                if part.param.dim() != 2:
+                    known["spare"] = memory(part, 1)
         return blocks.finish(grad, wide, part.state, hyper, part.t, known)
 
     def step(piece: Piece, noise: torch.Generator | None) -> None:
@@ -263,10 +265,12 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
         if piece.param.dim() == 2:
             known = of_matrix(piece, parts)
         elif len(parts) == 1:
-            whole = Known(whole=True, own=True, space=memory(piece, 1))
+            whole = Known(whole=True, own=True, space=memory(piece, 1), spare=memory(piece, 2))
             known = [whole | passed(blocks.passes, piece, whole)]
         else:
-            given = [Known(own=True, space=memory(part, 1)) for part in parts]
+            given = [
+                Known(own=True, space=memory(part, 1), spare=memory(part, 2)) for part in parts
+            ]
             found = [passed(blocks.passes, *row) for row in zip(parts, given, strict=True)]
             known = blocks.knowing_totals([*piece.state], found)
         shared: State = {}

@@ -41,6 +41,13 @@ def at_most_(values: Tensor, bound: Scalar) -> Tensor:
     return values.clamp_max_(bound)  # clamp_ has no rule for vmap
 
 
+def at_least_(values: Tensor, bound: Scalar, space: Tensor | None) -> Tensor:
+    """As `at_least`, in memory that is given."""
+    if isinstance(bound, Tensor) or space is None:
+        return at_least(values, bound)
+    return torch.clamp(values, min=bound, out=space)
+
+
 def larger(value: Scalar, bound: Scalar) -> Scalar:
     """``max(value, bound)``."""
     return at_least(value, bound) if isinstance(value, Tensor) else max(value, bound)
@@ -101,27 +108,26 @@ def mean(total: Tensor, count: float) -> Tensor:
 
 def mean_of_rows(row_var: Tensor, own: Members | None) -> Tensor:
     """The mean of a value per row, for every matrix or for every row."""
-    if row_var.shape[-2] == 1:
-        return row_var
     if own is None:
         return mean(row_var.sum(dim=-2, keepdim=True), row_var.shape[-2])
     _, _, same = own
     return (row_var.reshape(-1, same.shape[0]) @ same).reshape(row_var.shape)
 
 
-def outer(by_row: Tensor, by_column: Tensor, own: Members | None, space: Tensor | None) -> Tensor:
+def spread(values: Tensor, own: Tensor, space: Tensor | None) -> Tensor:
+    """Values per row or column of small matrices for each entry; may write over them."""
+    most = torch.finfo(values.dtype).max  # infinity times zero would be NaN
+    few = values.clamp_max_(most).reshape(-1, own.shape[1])
+    return few @ own.mT if space is None else torch.mm(few, own.mT, out=space.view(-1, len(own)))
+
+
+def outer(by_row: Tensor, by_column: Tensor, own: Members | None, known: Known) -> Tensor:
     """The product of a value per row and one per column for each entry; may write over both."""
+    space, spare = known.get("space"), known.get("spare")
     if own is None:
         return torch.mul(by_row, by_column, out=space)
-    most = torch.finfo(by_row.dtype).max  # infinity times zero would be NaN
-    row, column, _ = own
-    shape = (*by_row.shape[:-1], by_column.shape[-1])
-    rows = by_row.clamp_max_(most).reshape(-1, row.shape[1])
-    columns = by_column.clamp_max_(most).reshape(-1, column.shape[1])
-    if space is None:
-        return (rows @ row.mT).mul_(columns @ column.mT).reshape(shape)
-    flat = space.view(-1, row.shape[0])
-    return torch.mm(rows, row.mT, out=flat).mul_(columns @ column.mT).reshape(shape)
+    product = spread(by_row, own[0], space).mul_(spread(by_column, own[1], spare))
+    return product.reshape(*by_row.shape[:-1], by_column.shape[-1])
 
 
 def factors(
@@ -136,7 +142,8 @@ def factors(
         found["variance"] = follow(state["variance"], squares, beta)
         return found if kept else {**found, "squares": squares}
     rows, columns = map(float, grad.shape[-2:])
-    row_sum, column_sum = square_sums(squares, members(grad))
+    own = found["members"] = members(grad)
+    row_sum, column_sum = square_sums(squares, own)
     row_var = found["row_var"] = follow(state["row_var"], mean(row_sum, columns), beta)
     if grad.dim() > 2:
         found["col_var"] = follow(state["col_var"], mean(column_sum, rows), beta)
@@ -198,24 +205,25 @@ def inverse_root(
 
     Roots of the factors instead of factors of the root: rows and columns are few.
     """
-    space, eps1 = known.get("space"), least_root(grad.dtype, hyper)
+    eps1 = least_root(grad.dtype, hyper)
     if grad.dim() < 2:
-        root = at_least(known["variance"], eps1 * eps1).rsqrt_().mul_(factor)
+        root = at_least_(known["variance"], eps1 * eps1, known.get("space")).rsqrt_().mul_(factor)
         return root, {"variance": known["variance"]}, {}
     row_var = known["row_var"]
     bound = where(eps1 > 0, factor / where(eps1 > 0, eps1, 1.0), inf)
     if grad.dim() == 2:
         common = known if "by_column" in known else in_common(state, hyper, t, known)
         by_row = (row_var / common["size_of_rows"]).rsqrt_().mul_(factor)
-        root = at_most_(outer(by_row, common["by_column"], None, space), bound)
+        root = at_most_(outer(by_row, common["by_column"], None, known), bound)
         return root, {"row_var": row_var, "col_var": common["columns"]}, common
-    col_var, own = known["col_var"], members(grad)
-    size = at_least(mean_of_rows(row_var, own), eps1)
-    by_row = torch.div(row_var, size, out=space if is_single(grad) else None)
+    col_var = known["col_var"]
     if is_single(grad):
-        root = by_row.mul_(col_var).rsqrt_().mul_(factor)
+        size = at_least_(row_var, eps1, known.get("space"))
+        root = torch.div(row_var, size, out=known.get("spare")).mul_(col_var).rsqrt_().mul_(factor)
     else:
-        root = outer(by_row.rsqrt_().mul_(factor), col_var.rsqrt(), own, space)
+        own = known["members"] if "members" in known else members(grad)
+        by_row = row_var / at_least(mean_of_rows(row_var, own), eps1)
+        root = outer(by_row.rsqrt_().mul_(factor), col_var.rsqrt(), own, known)
     return at_most_(root, bound), {"row_var": row_var, "col_var": col_var}, {}
 
 
@@ -250,7 +258,7 @@ def finish(
 
 
 COMMON = ("size_of_rows", "columns", "by_column")
-PER_ROW = ("row_var", "least", *COMMON)  # the last are the same for all rows already
+PER_ROW = ("row_var", "least", "members", *COMMON)  # the last are the same for all rows already
 BLOCKS = Blocks(
     passes=(factors, length), finish=finish, per_row=PER_ROW, totals=TOTALS, shortcut=unbounded
 )
