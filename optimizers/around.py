@@ -221,13 +221,18 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
         return None if small else (0, fit(shape, 0, most))
 
     own, hyper = InParts(batch, cut), batch.hyper
-    need = Space(batch, lambda piece: own.entries(piece) * (1 if piece.param.dim() == 2 else 3))
+    need = Space(batch, lambda piece: own.entries(piece) * (1 if piece.param.dim() == 2 else 4))
 
     def memory(part: Piece, first: int = 0) -> Tensor:
         """Memory like the gradient, behind that of the first such arrays."""
         param, size = part.param, part.param.numel()
         (whole,) = need.take("parts", 1, param, compute_dtype(param.dtype))
         return whole[first * size : (first + 1) * size].view(param.shape)
+
+    def room(part: Piece) -> Known:
+        """What passes over anything but a matrix may write over."""
+        names = enumerate(("space", "spare", "few"), start=1)
+        return {"own": True, **{name: memory(part, first) for first, name in names}}
 
     def passed(passes: Sequence[Pass], part: Piece, known: Known) -> Known:
         """What passes find that follow each other; what they find of the state is stored."""
@@ -257,7 +262,7 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
             else:
                 known = {**known, "scale": part.scale, "space": memory(part)}
                 if part.param.dim() != 2:
-                    known["spare"] = memory(part, 1)
+                    known |= {"spare": memory(part, 1), "few": memory(part, 2)}
         return blocks.finish(grad, wide, part.state, hyper, part.t, known)
 
     def step(piece: Piece, noise: torch.Generator | None) -> None:
@@ -265,13 +270,10 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
         if piece.param.dim() == 2:
             known = of_matrix(piece, parts)
         elif len(parts) == 1:
-            whole = Known(whole=True, own=True, space=memory(piece, 1), spare=memory(piece, 2))
+            whole = Known(whole=True, **room(piece))
             known = [whole | passed(blocks.passes, piece, whole)]
         else:
-            given = [
-                Known(own=True, space=memory(part, 1), spare=memory(part, 2)) for part in parts
-            ]
-            found = [passed(blocks.passes, *row) for row in zip(parts, given, strict=True)]
+            found = [passed(blocks.passes, part, room(part)) for part in parts]
             known = blocks.knowing_totals([*piece.state], found)
         shared: State = {}
         for part, all_rows in zip(parts, map(with_numbers, known), strict=True):

@@ -35,9 +35,9 @@ class Blocks:
 
     What is ``known`` beside that: with "whole", these are all rows, and what a pass finds may be
     large; with "own", passes may write over the state, and unless this is the whole over the
-    gradient. "space" and "spare", if there are any, are memory for two more arrays like it. To
-    ``finish``, "scale" is what still multiplies the gradient, unless passes have seen it as a
-    whole.
+    gradient. "space", "spare" and "few", if there are any, are memory for three more arrays like
+    it. To ``finish``, "scale" is what still multiplies the gradient, unless passes have seen it as
+    a whole.
     ``shortcut(state, hyper, t, known)`` may tell from what is known of every block of a matrix what
     the passes that are left would find, or that it cannot: None.
     """

@@ -10,7 +10,7 @@ loop takes the first parameter's for all).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, isfinite, nan
+from math import inf, isfinite, nan, prod
 from typing import TypeAlias
 
 import torch
@@ -90,44 +90,62 @@ def members(like: Tensor) -> Members | None:
     return spread[0].reshape(-1, rows), spread[1].reshape(-1, columns), mean
 
 
-def square_sums(squares: Tensor, own: Members | None) -> tuple[Tensor, Tensor]:
+def room(known: Known, name: str, shape: Sequence[int]) -> Tensor | None:
+    """Memory of this shape, if there is any of that name."""
+    memory = known.get(name)
+    return None if memory is None else memory.view(-1)[: prod(shape)].view(shape)
+
+
+def square_sums(squares: Tensor, own: Members | None, known: Known) -> tuple[Tensor, Tensor]:
     """The sums of each row and of each column, with the dimensions that go kept."""
     if is_single(squares):
         return squares, squares
+    *leading, rows, columns = squares.shape
+    shapes = (*leading, rows, 1), (*leading, 1, columns)
+    first, second = (
+        room(known, name, shape) for name, shape in zip(("spare", "few"), shapes, strict=True)
+    )
     if own is None:
-        return squares.sum(dim=-1, keepdim=True), squares.sum(dim=-2, keepdim=True)
-    row, column, _ = own
-    entries, leading = squares.reshape(-1, row.shape[0]), squares.shape[:-2]
-    return (entries @ row).reshape(*leading, -1, 1), (entries @ column).reshape(*leading, 1, -1)
+        return (
+            torch.sum(squares, dim=-1, keepdim=True, out=first),
+            torch.sum(squares, dim=-2, keepdim=True, out=second),
+        )
+    flat = squares.reshape(-1, rows * columns)
+    by_row, by_column = (
+        torch.mm(flat, some, out=None if out is None else out.view(-1, some.shape[1]))
+        for some, out in zip(own[:2], (first, second), strict=True)
+    )
+    return by_row.reshape(shapes[0]), by_column.reshape(shapes[1])
 
 
-def mean(total: Tensor, count: float) -> Tensor:
+def mean(total: Tensor, count: float, out: Tensor | None = None) -> Tensor:
     """A sum over so many entries, which are often one, as a mean."""
-    return total if count == 1 else total / count
+    return total if count == 1 else torch.div(total, count, out=out)
 
 
-def mean_of_rows(row_var: Tensor, own: Members | None) -> Tensor:
-    """The mean of a value per row, for every matrix or for every row."""
+def mean_of_rows(row_var: Tensor, own: Members | None, out: Tensor | None) -> Tensor:
+    """The mean of a value per row, for every matrix or, of small ones, for every row."""
     if own is None:
         return mean(row_var.sum(dim=-2, keepdim=True), row_var.shape[-2])
-    _, _, same = own
-    return (row_var.reshape(-1, same.shape[0]) @ same).reshape(row_var.shape)
+    same = own[2]
+    flat = None if out is None else out.view(-1, len(same))
+    return torch.mm(row_var.reshape(-1, len(same)), same, out=flat).reshape(row_var.shape)
 
 
-def spread(values: Tensor, own: Tensor, space: Tensor | None) -> Tensor:
+def spread(values: Tensor, own: Tensor, out: Tensor | None) -> Tensor:
     """Values per row or column of small matrices for each entry; may write over them."""
     most = torch.finfo(values.dtype).max  # infinity times zero would be NaN
     few = values.clamp_max_(most).reshape(-1, own.shape[1])
-    return few @ own.mT if space is None else torch.mm(few, own.mT, out=space.view(-1, len(own)))
+    return torch.mm(few, own.mT, out=None if out is None else out.view(-1, len(own)))
 
 
 def outer(by_row: Tensor, by_column: Tensor, own: Members | None, known: Known) -> Tensor:
     """The product of a value per row and one per column for each entry; may write over both."""
-    space, spare = known.get("space"), known.get("spare")
+    space, shape = known.get("space"), (*by_row.shape[:-1], by_column.shape[-1])
     if own is None:
         return torch.mul(by_row, by_column, out=space)
-    product = spread(by_row, own[0], space).mul_(spread(by_column, own[1], spare))
-    return product.reshape(*by_row.shape[:-1], by_column.shape[-1])
+    first = spread(by_row, own[0], space)
+    return first.mul_(spread(by_column, own[1], room(known, "spare", shape))).reshape(shape)
 
 
 def factors(
@@ -143,10 +161,13 @@ def factors(
         return found if kept else {**found, "squares": squares}
     rows, columns = map(float, grad.shape[-2:])
     own = found["members"] = members(grad)
-    row_sum, column_sum = square_sums(squares, own)
-    row_var = found["row_var"] = follow(state["row_var"], mean(row_sum, columns), beta)
+    row_sum, column_sum = square_sums(squares, own, known)
+    stacked = "spare" in known  # and then the sums are needed for nothing else
+    new = mean(row_sum, columns, row_sum if stacked else None)
+    row_var = found["row_var"] = follow(state["row_var"], new, beta)
     if grad.dim() > 2:
-        found["col_var"] = follow(state["col_var"], mean(column_sum, rows), beta)
+        new = mean(column_sum, rows, column_sum if stacked else None)
+        found["col_var"] = follow(state["col_var"], new, beta)
         return found if kept else {**found, "squares": squares}
     found |= {"rows": rows, "column_sum": column_sum}
     found["row_sum"] = row_var.sum(dim=-2, keepdim=True)
@@ -219,11 +240,14 @@ def inverse_root(
     col_var = known["col_var"]
     if is_single(grad):
         size = at_least_(row_var, eps1, known.get("space"))
-        root = torch.div(row_var, size, out=known.get("spare")).mul_(col_var).rsqrt_().mul_(factor)
+        out = room(known, "spare", grad.shape)
+        root = torch.div(row_var, size, out=out).mul_(col_var).rsqrt_().mul_(factor)
     else:
         own = known["members"] if "members" in known else members(grad)
-        by_row = row_var / at_least(mean_of_rows(row_var, own), eps1)
-        root = outer(by_row.rsqrt_().mul_(factor), col_var.rsqrt(), own, known)
+        out, few = room(known, "spare", row_var.shape), room(known, "few", col_var.shape)
+        rows = mean_of_rows(row_var, own, out)
+        by_row = torch.div(row_var, at_least_(rows, eps1, None if own is None else out), out=out)
+        root = outer(by_row.rsqrt_().mul_(factor), torch.rsqrt(col_var, out=few), own, known)
     return at_most_(root, bound), {"row_var": row_var, "col_var": col_var}, {}
 
 
