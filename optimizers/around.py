@@ -229,10 +229,10 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
         (whole,) = need.take("parts", 1, param, compute_dtype(param.dtype))
         return whole[first * size : (first + 1) * size].view(param.shape)
 
-    def room(part: Piece) -> Known:
-        """What passes over anything but a matrix may write over."""
-        names = enumerate(("space", "spare", "few"), start=1)
-        return {"own": True, **{name: memory(part, first) for first, name in names}}
+    def room(part: Piece, first: int) -> Known:
+        """Memory for more arrays, for a matrix one: that of these names, behind the first ones."""
+        names = ("space",) if part.param.dim() == 2 else ("space", "spare", "few")
+        return {name: memory(part, index) for index, name in enumerate(names, first)}
 
     def passed(passes: Sequence[Pass], part: Piece, known: Known) -> Known:
         """What passes find that follow each other; what they find of the state is stored."""
@@ -260,9 +260,7 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
             if own.changes(part):
                 grad, known = own.seen(part, memory(part)), {**known, "scale": 1.0}
             else:
-                known = {**known, "scale": part.scale, "space": memory(part)}
-                if part.param.dim() != 2:
-                    known |= {"spare": memory(part, 1), "few": memory(part, 2)}
+                known = {**known, "scale": part.scale, **room(part, 0)}
         return blocks.finish(grad, wide, part.state, hyper, part.t, known)
 
     def step(piece: Piece, noise: torch.Generator | None) -> None:
@@ -270,10 +268,12 @@ def in_blocks(batch: Batch, blocks: Blocks) -> Step:
         if piece.param.dim() == 2:
             known = of_matrix(piece, parts)
         elif len(parts) == 1:
-            whole = Known(whole=True, **room(piece))
+            whole = Known(own=True, whole=True, **room(piece, 1))
             known = [whole | passed(blocks.passes, piece, whole)]
         else:
-            found = [passed(blocks.passes, part, room(part)) for part in parts]
+            found = [
+                passed(blocks.passes, part, Known(own=True, **room(part, 1))) for part in parts
+            ]
             known = blocks.knowing_totals([*piece.state], found)
         shared: State = {}
         for part, all_rows in zip(parts, map(with_numbers, known), strict=True):

@@ -46,15 +46,15 @@ def stacks(batch: Batch, indices: Sequence[int]) -> tuple[list[int], list[list[i
     alike: dict[tuple[object, ...], list[int]] = {}
     for index, kind in zip(indices, map(KIND, [batch.params[i] for i in indices]), strict=True):
         scale = batch.scales[index]
-        own = id(scale) if isinstance(scale, Tensor) else scale
+        own = None if isinstance(scale, Tensor) else scale
         whole = batch.compensations[index] is None
         key = (kind, batch.grads[index].dtype, batch.steps[index], own, whole, *batch.states[index])
         alike.setdefault(key, []).append(index)
     alone, together = [], []
     for group in alike.values():
-        count = max(1, MOST // max(1, batch.params[group[0]].numel()))
-        if isinstance(batch.scales[group[0]], Tensor):
-            count = 1
+        clipped_apart = isinstance(batch.scales[group[0]], Tensor)  # by units of their own
+        most = 1 if clipped_apart else MOST // max(1, batch.params[group[0]].numel())
+        count = max(1, most)
         for some in (group[start : start + count] for start in range(0, len(group), count)):
             if len(some) == 1:
                 alone += some
