@@ -193,7 +193,8 @@ def clip_grad_norm_(
     return norm
 
 
-SCALINGS = ("clip_norm", "clip_per_layer", "clip_agc")  # the kinds that multiply gradients
+APART = ("clip_per_layer", "clip_agc")  # the kinds with a scale for each gradient, or its units
+SCALINGS = ("clip_norm", *APART)  # the kinds that multiply gradients
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,10 @@ class Clip:
         """The bound on each entry, if that is the kind."""
         return self.limit if self.kind == "clip_value" else None
 
+    def scale(self, total: float) -> float:
+        """What multiplies all gradients alike; ``total`` is their norm."""
+        return float(norm_scale(total, self.limit)) if self.kind == "clip_norm" else 1.0
+
     def scales(
         self,
         grads: Sequence[Tensor],
@@ -216,13 +221,11 @@ class Clip:
         total: float,
     ) -> Scales:
         """One factor per gradient: a number, or a tensor that broadcasts to the gradient."""
-        if self.kind == "clip_norm":
-            return [norm_scale(total, self.limit)] * len(grads)
         if self.kind == "clip_per_layer":
             return [norm_scale(norm, self.limit) for norm in norms]
         if self.kind == "clip_agc":
             return [agc_scale(g, p, self.limit) for g, p in zip(grads, params, strict=True)]
-        return [1.0] * len(grads)
+        return [self.scale(total)] * len(grads)
 
 
 def parse(owner: str, **limits: float | None) -> Clip:

@@ -28,10 +28,10 @@ from optimizers.points import move, observe
 from optimizers.precision import LOW_PRECISION
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
-from optimizers.scheduling import Reader, check_schedule, group_values
+from optimizers.scheduling import Reader, check_schedule
 from optimizers.sharding import check_whole
 from optimizers.signatures import bind, signature
-from optimizers.stepping import Norms, batch_of, prepare_rows, prepare_tables, run, set_scales
+from optimizers.stepping import batch_of, norms_of, prepare_rows, prepare_tables, run, set_scales
 
 logger = logging.getLogger("optimizers")
 
@@ -82,7 +82,7 @@ class Optimizer(TorchOptimizer):
         self.skipped_steps = 0
         self.nonfinite_parameter: str | None = None
         self.last_grad_norm: float | None = None
-        self._last_lrs: list[float] | None = None
+        self._last_values: list[Values] | None = None
         defaults = {name: given[name] for name in self.rule.arguments}
         self.rule.validate(defaults)
         defaults["maximize"] = given["maximize"]
@@ -138,9 +138,10 @@ class Optimizer(TorchOptimizer):
     @property
     def current_lrs(self) -> list[float]:
         """Per group, the learning rate of the last step; before any step, of the first."""
-        if self._last_lrs is None:
-            return [self.hyper(group).lr for group in self.param_groups]
-        return self._last_lrs
+        values = self._last_values
+        if values is None:
+            values = [*map(self.hyper, self.param_groups)]
+        return [own.lr for own in values]
 
     @property
     def current_lr(self) -> float:
@@ -149,10 +150,10 @@ class Optimizer(TorchOptimizer):
 
     def hyper(self, group: Group) -> Values:
         """The numbers and options that a rule sees for a group, schedule included."""
-        rule, reader = self.rule_of(group), self._readers.get(id(group))
-        if reader is None or reader.rule is not rule:
-            reader = self._readers[id(group)] = Reader(rule)
-        return group_values(reader, group, self.schedule, self.total_steps)
+        reader = self._readers.get(id(group))
+        if reader is None:
+            reader = self._readers[id(group)] = Reader(self.rule_of)
+        return reader.values(group, self.schedule, self.total_steps)
 
     def report(self, metric: float) -> None:
         """Tell a metric to a schedule that waits for one (`schedules.plateau`).
@@ -180,13 +181,23 @@ class Optimizer(TorchOptimizer):
 
     def _update(self) -> None:
         """Step with the present gradients."""
-        for group in self.param_groups:
-            if group.get("evaluating"):
-                raise RuntimeError(f"{self.rule.class_name}: call train() before step()")
-        batches = self._batches()
+        groups, planner = self.param_groups, self._planner
+        values = [*map(self.hyper, groups)]
+        key = [self.clip, self.low_precision, *values]
+        again = planner.again(key, groups, self.state)
+        batches = again or self._batches(values)
         if not self._scale(batches):
             return
-        self._last_lrs = [batch.hyper.lr for batch in batches]
+        self._last_values = values
+        if again is None:
+            self._prepare(batches)
+            planner.repeat(key, batches)
+        for group, batch in zip(groups, batches, strict=True):
+            run(batch, compiled=self.engine == "compiled")
+            group["schedule_step"] += 1
+
+    def _prepare(self, batches: list[Batch]) -> None:
+        """Have all state ready, and what is known of all parameters together."""
         held = self._planner.held  # then tables have all their state
         for group, batch in zip(self.param_groups, batches, strict=True):
             if batch.params or not held:
@@ -194,9 +205,6 @@ class Optimizer(TorchOptimizer):
         if not held:
             self._planner.remember(self.state)
         self._share(batches)
-        for group, batch in zip(self.param_groups, batches, strict=True):
-            run(batch, compiled=self.engine == "compiled")
-            group["schedule_step"] += 1
 
     def _share(self, batches: list[Batch]) -> None:
         """Let a rule of scope "model" see sums over all its parameters."""
@@ -209,10 +217,12 @@ class Optimizer(TorchOptimizer):
                 for group, _ in own:
                     group["shared"] = shared
 
-    def _batches(self) -> list[Batch]:
+    def _batches(self, values: list[Values]) -> list[Batch]:
         """What each group's step needs, and which engine does what of it."""
         groups = self.param_groups
-        values = [*map(self.hyper, groups)]
+        for group in groups:
+            if group.get("evaluating"):
+                raise RuntimeError(f"{self.rule.class_name}: call train() before step()")
         units = self.clip.kind == "clip_agc"
         asked = [
             (self.rule_of(group), group["weight_decay_mode"], own, self.low_precision, units)
@@ -224,13 +234,13 @@ class Optimizer(TorchOptimizer):
 
     def _scale(self, batches: list[Batch]) -> bool:
         """Fill in the clipping scales; False when the step has to be skipped."""
-        norms = Norms.of(batches)
-        if not math.isfinite(norms.total):
+        norms, total = norms_of(batches)
+        if not math.isfinite(total):
             if self.skip_nonfinite and self._report_nonfinite():
                 return False
-            norms = Norms.of(batches, torch.float64)
-        self.last_grad_norm = norms.total
-        set_scales(self.clip, batches, norms)
+            norms, total = norms_of(batches, torch.float64)
+        self.last_grad_norm = total
+        set_scales(self.clip, batches, norms, total)
         return True
 
     def _report_nonfinite(self) -> bool:
@@ -353,7 +363,7 @@ class Optimizer(TorchOptimizer):
             check_group(rule, group)
             for param in filter(self.state.get, group["params"]):
                 checkpoint.check_shapes(rule, param, self.state[param], self.hyper(group))
-        self._last_lrs = None
+        self._last_values = None
         self._forget()
 
     def _forget(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -55,45 +56,62 @@ def constant(value: object) -> bool:
     return value is None or isinstance(value, float | int | str)
 
 
+# what else of a group decides how it is stepped
+BESIDE = ("rule", "weight_decay_mode", "maximize", "evaluating", "initial_lr")
+
+
 class Reader:
-    """A group's own values, flat, which are read again when one of them has been replaced."""
+    """A group's own values, which are read again when one of them has been replaced."""
 
-    def __init__(self, rule: Rule) -> None:
-        self.rule, self.names = rule, tuple(rule.arguments)
+    def __init__(self, rule_of: Callable[[Group], Rule]) -> None:
+        self.rule_of = rule_of
+        self.names: tuple[str, ...] = ()
         self.found: list[Any] = []
-        self.flat: dict[str, Any] = {}
-        self.values: Values | None = None  # of the last step, as long as a next one sees the same
+        self.flat: dict[str, Any] = {}  # per hyperparameter and option
+        self.still: Values | None = None  # of the last step, if nothing but values decides on them
 
-    def read(self, group: Group) -> dict[str, Any]:
-        """Values per hyperparameter and option, not to be changed."""
-        found = [*map(group.__getitem__, self.names)]
-        if found != self.found:
-            if self.found and self.found[1:] == found[1:] and type(found[0]) is float:
-                self.flat[self.names[0]] = found[0]  # the learning rate, by an LR scheduler
-                self.found = found
-            else:
-                self.flat = {
-                    key: float(value) if isinstance(value, Tensor) else value
-                    for key, value in self.rule.flatten(group).items()
-                }
-                self.found = found if all(map(constant, found)) else []
-            self.values = None
-        return self.flat
+    def values(self, group: Group, schedule: Schedule | None, total_steps: int | None) -> Values:
+        """The numbers and options that a rule sees for a group, schedule included.
+
+        The same object as in the last step where nothing has changed that decides how the group is
+        stepped; where a schedule does, another one.
+        """
+        found = [*map(group.get, self.names)]
+        if found != self.found or not found:
+            self.read(group, found)
+        elif self.still is not None and schedule is None:
+            return self.still
+        rule = self.rule_of(group)
+        values = scheduled(rule, self.flat, group, schedule, total_steps)
+        still = schedule is None and not group.get("initial_lr") and rule.model is None
+        self.still = values if still else None
+        return values
+
+    def read(self, group: Group, found: list[Any]) -> None:
+        """Take over what has been found under the names, which depend on the rule."""
+        if self.found and self.found[1:] == found[1:] and type(found[0]) is float:
+            self.flat[self.names[0]] = found[0]  # the learning rate, by an LR scheduler
+            self.found = found
+            return
+        rule = self.rule_of(group)
+        self.names = (*rule.arguments, *BESIDE)
+        self.flat = {
+            key: float(value) if isinstance(value, Tensor) else value
+            for key, value in rule.flatten(group).items()
+        }
+        found = [*map(group.get, self.names)]
+        self.found = found if all(map(constant, found)) else []
 
 
-def group_values(
-    reader: Reader, group: Group, schedule: Schedule | None, total_steps: int | None
+def scheduled(
+    rule: Rule,
+    flat: dict[str, Any],
+    group: Group,
+    schedule: Schedule | None,
+    total_steps: int | None,
 ) -> Values:
-    """The numbers and options that a rule sees for a group, schedule included.
-
-    The same object as in the last step where neither a value nor a schedule has changed any.
-    """
-    rule, flat = reader.rule, reader.read(group)
-    initial = group.get("initial_lr")
-    still = schedule is None and not initial and rule.model is None
-    if still and reader.values is not None:
-        return reader.values
-    factor = scheduled_factor(group, schedule, total_steps)
+    """A group's own values as the rule sees them in the next step."""
+    factor, initial = scheduled_factor(group, schedule, total_steps), group.get("initial_lr")
     # an LR scheduler on top counts as schedule too: independent decay follows it, and a learning
     # rate of zero stops it (torch.distributed.checkpoint allocates state by such a step)
     pace = flat["lr"] / float(initial) if initial else float(flat["lr"] != 0)
@@ -101,6 +119,4 @@ def group_values(
     for name, value in cycled(rule, group, schedule, total_steps).items():
         if flat.get(name):
             seen[name] = value
-    values = Values(**seen, **group.get("shared", {}))
-    reader.values = values if still else None
-    return values
+    return Values(**seen, **group.get("shared", {}))

@@ -6,8 +6,9 @@ import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from optimizers.kernels import inductor
 from optimizers.kernels.plan import Plan
 from optimizers.kernels.table import Table
 from optimizers.sharding import are_plain, local_scale, placed_like, plain
+
+GRADS, TABLES = attrgetter("grads"), attrgetter("tables")
 
 
 def batch_of(clip: Clip, group: Mapping[str, Any], hyper: Values, plan: Plan) -> Batch:
@@ -53,46 +56,43 @@ def batch_of(clip: Clip, group: Mapping[str, Any], hyper: Values, plan: Plan) ->
     return batch
 
 
-class Norms(NamedTuple):
-    """L2 norms of gradients: of the batches' own one by one, and over everything."""
+def norms_of(
+    batches: Sequence[Batch], at_least: torch.dtype = torch.float32
+) -> tuple[list[float], float]:
+    """L2 norms of gradients: of the batches' own one by one, and over everything.
 
-    own: list[float]
-    total: float
-
-    @classmethod
-    def of(cls, batches: Sequence[Batch], at_least: torch.dtype = torch.float32) -> Norms:
-        """Read every gradient once; those in tables also leave their norms there."""
-        grads = [grad for batch in batches for grad in batch.grads]
-        own = clipping.float_norms(grads, at_least) if grads else []  # tables have none
-        tables = [math.sqrt(table.square_sum()) for batch in batches for table in batch.tables]
-        return cls(own, math.hypot(*own, *tables))
+    Every gradient is read once; those in tables also leave their norms there.
+    """
+    grads = [*chain.from_iterable(map(GRADS, batches))]
+    own = clipping.float_norms(grads, at_least) if grads else []  # tables have none
+    squares = map(Table.square_sum, chain.from_iterable(map(TABLES, batches)))
+    return own, math.hypot(*own, *map(math.sqrt, squares))
 
 
-def set_scales(clip: Clip, batches: Sequence[Batch], norms: Norms) -> None:
-    """Tell every gradient what multiplies it."""
-    for batch in batches:
-        for table in batch.tables:
-            scale_table(clip, table, norms.total)
-    if norms.own:
+def set_scales(clip: Clip, batches: Sequence[Batch], own: Sequence[float], total: float) -> None:
+    """Tell every gradient what multiplies it, which follows from `norms_of` them."""
+    scale, apart = clip.scale(total), clip.kind in clipping.APART
+    for table in chain.from_iterable(map(TABLES, batches)):
+        table.scale, table.scales, table.units = scale, None, None
+        if apart:
+            scale_rows(clip, table)
+    if own:
         grads = [grad for batch in batches for grad in batch.grads]
         params = [param for batch in batches for param in batch.params]
-        scales = iter(clip.scales(grads, params, norms.own, norms.total))
+        scales = iter(clip.scales(grads, params, own, total))
         for batch in batches:
             batch.scales.extend(map(local_scale, islice(scales, len(batch.grads))))
 
 
-def scale_table(clip: Clip, table: Table, total: float) -> None:
-    """As `set_scales`, for one table."""
-    table.scale, table.scales, table.units = 1.0, None, None
-    if clip.kind == "clip_norm":
-        table.scale = float(clipping.norm_scale(total, clip.limit))
-    elif clip.kind in clipping.SCALINGS:
-        grads = [param.grad for param in table.params if param.grad is not None]
-        scales = clip.scales(grads, table.params, [*map(math.sqrt, table.squares)], total)
-        if isinstance(scales[0], Tensor):
-            table.units = [scale for scale in scales if isinstance(scale, Tensor)]
-        else:
-            table.scales = array("d", map(float, scales))
+def scale_rows(clip: Clip, table: Table) -> None:
+    """As `set_scales`, for the rows of one table."""
+    grads = [param.grad for param in table.params if param.grad is not None]
+    norms = [*map(math.sqrt, table.squares)]
+    scales = clip.scales(grads, table.params, norms, math.hypot(*norms))
+    if isinstance(scales[0], Tensor):
+        table.units = [scale for scale in scales if isinstance(scale, Tensor)]
+    else:
+        table.scales = array("d", map(float, scales))
 
 
 def prepare_rows(batch: Batch, states: Mapping[Tensor, State], allocate: Allocate) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import is_, not_
+from operator import is_, itemgetter, not_
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -31,6 +31,8 @@ from optimizers.kernels.table import (
 from optimizers.kernels.trace import Layout, Untraceable, shape_of
 from optimizers.parts import Core
 from optimizers.precision import HALF, compute_dtype
+
+PARAMS = itemgetter("params")
 
 
 def zero_pattern(rule: Rule, values: Values) -> tuple[bool, ...]:
@@ -90,9 +92,12 @@ class Plan:
 
     def holds(self, wish: Wish, params: Sequence[Tensor]) -> bool:
         """Whether this is still how the step has to be done, if states are where they were."""
+        return (self.wish is wish or self.wish == wish) and self.same(params)
+
+    def same(self, params: Sequence[Tensor]) -> bool:
+        """Whether nothing has become another kind of thing, if states are where they were."""
         return (
-            (self.wish is wish or self.wish == wish)
-            and len(params) == len(self.params)
+            len(params) == len(self.params)
             and all(map(is_, params, self.params))
             and not (self.absent and any(param.grad is not None for param in self.absent))
             and not (self.rest and any(param.grad is None for param in self.rest))
@@ -198,8 +203,27 @@ class Planner:
         self.engine = engine
         self.known: list[Plan] = []
         self.held = False  # whether the last plans were those of the step before
+        self.key: list[object] = []  # what the last batches were made for, if they may come again
+        self.batches: list[Batch] = []
         self.states: list[object] = []  # parameters that have state, and then their states
         self.use: bool | None = None if engine != "eager" else False  # None: not chosen yet
+
+    def again(
+        self, key: list[object], groups: Sequence[dict[str, Any]], states: Mapping[Tensor, State]
+    ) -> list[Batch] | None:
+        """The batches of the last step, if this one asks for the very same and tables hold all."""
+        same = (
+            len(key) == len(self.key)
+            and all(map(is_, key, self.key))
+            and self.same_states(states)
+            and all(map(Plan.same, self.known, map(PARAMS, groups)))
+        )
+        return self.batches if same else None
+
+    def repeat(self, key: list[object], batches: list[Batch]) -> None:
+        """Take note of batches, which another step with this key may take `again`."""
+        alone = all(plan.batch is not None for plan in self.known)
+        self.key, self.batches = (key, batches) if alone and self.use else ([], [])
 
     def plans(
         self,

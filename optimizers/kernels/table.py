@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from operator import attrgetter
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +130,8 @@ class Signature:
         return [k for k in (self.kernel, self.share, after) if k is not None]
 
 
-class Prepared(NamedTuple):
+@dataclass
+class Prepared:
     """How a kernel is called: its entry, what it takes, and how the hyperparameters get there."""
 
     run: Callable[[int], None]
@@ -138,6 +139,10 @@ class Prepared(NamedTuple):
     place: int  # of the call in memory
     pack: Callable[..., None]
     hyper: array[float]
+    # what it was told last
+    values: Values | None = None
+    bound: float | None = None
+    maximize: bool = False
 
 
 class Table:
@@ -254,23 +259,26 @@ class Table:
         self, kernel: Kernel, values: Values, bound: float | None, *, maximize: bool, advance: bool
     ) -> None:
         """Run a kernel over all rows."""
-        if kernel not in self.calls:
-            self.calls[kernel] = self.prepare(kernel)
-        run, call, place, pack, hyper = self.calls[kernel]
-        pack(hyper, 0, *kernel.numbers(values))
+        own = self.calls.get(kernel)
+        if own is None:
+            own = self.calls[kernel] = self.prepare(kernel)
+        call = own.call
+        if own.values is not values or own.bound != bound or own.maximize != maximize:
+            own.pack(own.hyper, 0, *kernel.numbers(values))
+            call.sign, call.bound = -1.0 if maximize else 1.0, math.inf if bound is None else bound
+            call.advance = advance
+            own.values, own.bound, own.maximize = values, bound, maximize
         call.scale, call.scales = self.scale, address(self.scales)
-        call.sign = -1.0 if maximize else 1.0
-        call.bound = math.inf if bound is None else bound
-        call.threads, call.advance = threads_for(self.entries), advance
-        call.unit_scales = call.unit_sizes = None
+        call.threads = threads_for(self.entries)
         if self.units is None:
-            run(place)
+            own.run(own.place)
             return
         units = [unit.to(self.wide).contiguous() for unit in self.units]
         found = array("q", [*map(POINTER, units)])
         sizes = array("q", [n // u.numel() for n, u in zip(self.sizes, units, strict=True)])
         call.unit_scales, call.unit_sizes = address(found), address(sizes)
-        run(place)
+        own.run(own.place)
+        call.unit_scales = call.unit_sizes = None
 
     @property
     def wide(self) -> torch.dtype:

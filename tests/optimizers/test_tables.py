@@ -194,6 +194,7 @@ GROUP_CHANGES = {
     "weight_decay": lambda opt, group: group.update(weight_decay=0.0),
     "eps": lambda opt, group: group.update(eps=0.1),
     "clip": lambda opt, group: setattr(opt, "clip", clipping.Clip("clip_value", 0.1)),
+    "clip rows": lambda opt, group: setattr(opt, "clip", clipping.Clip("clip_per_layer", 0.1)),
     "schedule": lambda opt, group: setattr(opt, "schedule", schedules.linear()),
     "initial_lr": lambda opt, group: torch.optim.lr_scheduler.ExponentialLR(opt, 0.5).step(),
 }
@@ -215,6 +216,43 @@ def test_every_change_between_steps_reaches_the_next(change):
     unchanged = nn.Parameter(start.clone())
     drive(optimizers.AdamW([unchanged], lr=0.02, weight_decay=0.3), unchanged, grads)
     assert not torch.equal(ends[0], unchanged)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "schedulefree_adamw", "prodigy"])
+def test_parameters_come_and_go(rule):
+    """A list of a group that is changed in place, and another group."""
+    start, grads = problem((6, 5), 8)
+    ends = []
+    for engine in ("compiled", "eager"):
+        params = [nn.Parameter(start.clone()) for _ in range(3)]
+        opt = optimizers.create(rule, params[:1], engine=engine, clip_norm=1.0)
+        changes = {
+            3: lambda opt=opt, params=params: opt.param_groups[0]["params"].append(params[1]),
+            5: lambda opt=opt, params=params: opt.add_param_group({"params": [params[2]]}),
+            7: lambda opt=opt: opt.param_groups[0]["params"].pop(0),
+        }
+        for number, grad in enumerate(grads):
+            changes.get(number, lambda: None)()
+            for param in params:
+                param.grad = grad.clone()
+            opt.step()
+        ends.append(params)
+    for compiled, eager in zip(*ends, strict=True):
+        close(compiled, eager.detach())
+    assert len({tuple(param.flatten().tolist()) for param in ends[0]}) == 3
+
+
+@BY_ENGINE
+def test_a_step_while_evaluating_is_refused_after_many_alike(engine):
+    start, grads = problem((6, 5), 4)
+    param = nn.Parameter(start.clone())
+    opt = optimizers.create("schedulefree_adamw", [param], engine=engine)
+    drive(opt, param, grads)
+    opt.eval()
+    with pytest.raises(RuntimeError, match=r"call train\(\) before step"):
+        opt.step()
+    opt.train()
+    drive(opt, param, grads)
 
 
 # Who watches --------------------------------------------------------------------------------------
