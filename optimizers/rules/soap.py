@@ -75,7 +75,9 @@ def each(
 
 
 def no_step(grad: Tensor, state: State, over: bool) -> State:
-    """What becomes of the first gradient, which only starts the bases."""
+    """What becomes of the first gradient, which only starts the bases (`bases.first_`)."""
+    if over:
+        state["exp_avg"].copy_(grad)
     return {"direction": grad.zero_() if over else torch.zeros_like(grad), **moments_of(state)}
 
 

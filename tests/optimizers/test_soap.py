@@ -102,6 +102,13 @@ def test_one_state_for_steps_alone_and_in_stacks():
     close(twins[1], expected("soap", start, [grads[step] for step in together], **settings))
 
 
+def most_made(opt):
+    """The bytes of the largest tensor that a step makes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        opt.step()
+    return max(event.cpu_memory_usage for event in profiler.events() or ())
+
+
 def test_a_step_moves_no_state(monkeypatch):
     """All of it is written over, and nothing as large as a Gram matrix is made on the way."""
     monkeypatch.setattr(bases, "STRIP", 8)
@@ -111,8 +118,37 @@ def test_a_step_moves_no_state(monkeypatch):
     drive(opt, param, grads[:1])
     places = {key: value.data_ptr() for key, value in opt.state[param].items()}
     param.grad = grads[1].clone()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        opt.step()
-    sizes = [event.cpu_memory_usage for event in profiler.events() or ()]
-    assert max(sizes) < 1.1 * param.nbytes < opt.state[param]["gram_0"].nbytes
+    assert most_made(opt) < 1.1 * param.nbytes < opt.state[param]["gram_0"].nbytes
     assert {key: value.data_ptr() for key, value in opt.state[param].items()} == places
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+@pytest.mark.parametrize("shape", [(50, 12), (12, 50), (64, 3, 2, 2), (20, 1), (24, 12), (23, 12)])
+def test_first_bases_are_eigenvectors_of_the_first_gradient(shape, scale):
+    """Also those of a dimension that is longer than all others together, which has few of them."""
+    start, (grad,) = problem(shape, 1)
+    param = nn.Parameter(start.clone())
+    opt = optimizers.create("soap", [param], engine="eager")
+    drive(opt, param, [grad * scale])
+    assert torch.equal(param, start)
+    state = opt.state[param]
+    assert not state["exp_avg"].any()
+    for dim, size in enumerate(shape):
+        basis, rows = state[f"basis_{dim}"], scale * grad.movedim(dim, 0).flatten(1)
+        torch.testing.assert_close(basis @ basis.mT, torch.eye(size, dtype=torch.float64))
+        rotated = basis @ rows @ rows.mT @ basis.mT
+        values = rotated.diagonal()
+        torch.testing.assert_close(rotated, values.diag())
+        assert (values.diff() <= 1e-12 * values.max()).all()
+
+
+def test_a_first_step_needs_no_memory_for_eigenvectors_of_long_dimensions():
+    start, (grad,) = problem((256, 32), 1)
+    param = nn.Parameter(start.clone())
+    opt = optimizers.create("soap", [param], engine="eager")
+    drive(opt, param, [grad * 0])  # allocates the state
+    state = opt.state[param]
+    state["step"].zero_()
+    param.grad = grad
+    assert most_made(opt) < 0.3 * state["gram_0"].nbytes
+    assert not torch.equal(state["basis_0"], torch.eye(256, dtype=torch.float64))
