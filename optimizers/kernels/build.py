@@ -22,6 +22,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import torch
+
 logger = logging.getLogger("optimizers")
 
 # No contraction: every operation rounds as IEEE says, on every CPU and in every vector width.
@@ -30,6 +32,9 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti", "-w"),
 )
 OPTIONAL = ("-march=native", "-fopenmp")  # dropped where a compiler does not know them
+# What a compiler sees of an x86 CPU, and this process does not, per what torch sees: it may be emulated
+# (valgrind), or torch be told to take it for an older one ($ATEN_CPU_CAPABILITY).
+UNSEEN = {"AVX2": ("-mno-avx512f",), "DEFAULT": ("-mno-avx",)}
 COMPILERS = ("g++", "clang++", "c++")
 SECONDS = 120  # that a compiler may take
 
@@ -80,6 +85,12 @@ def machine() -> str:
     return "\n".join([platform.machine(), *kept])
 
 
+def flags() -> tuple[str, ...]:
+    """What the compiler is told."""
+    seen = torch.backends.cpu.get_cpu_capability() if platform.machine() == "x86_64" else ""
+    return (*FLAGS, *UNSEEN.get(seen, ()))
+
+
 def private(folder: Path) -> bool:
     """Whether a folder or file is this user's and nobody else may write to it."""
     about = folder.lstat()
@@ -124,7 +135,7 @@ def path_of(text: str, name: str) -> Path:
 
     Without a compiler any library of this text will do: images may be built where there is one.
     """
-    stem = f"{name}-{digest(text, *FLAGS, machine())}"
+    stem = f"{name}-{digest(text, *flags(), machine())}"
     command = compiler()
     if command is None:
         return next(cache().glob(f"{stem}-*.so"), cache() / f"{stem}.so")
@@ -147,13 +158,13 @@ def compile_to(path: Path, text: str) -> None:
         raise NoKernel("there is no C++ compiler (g++, clang++, or $CXX)")
     error = ""
     for left_out in ((), OPTIONAL[:1], OPTIONAL):
-        flags = [flag for flag in FLAGS if flag not in left_out]
+        own = [flag for flag in flags() if flag not in left_out]
         try:
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 source, library = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
                 source.write_text(text)
                 done = subprocess.run(
-                    [*command, *flags, "-o", str(library), str(source)],
+                    [*command, *own, "-o", str(library), str(source)],
                     capture_output=True,
                     text=True,
                     timeout=SECONDS,
