@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import attrgetter
 from typing import Any, ClassVar, cast
 
 import torch
@@ -36,6 +37,7 @@ from optimizers.stepping import batch_of, norms_of, prepare_rows, prepare_tables
 logger = logging.getLogger("optimizers")
 
 Group = dict[str, Any]
+KIND = attrgetter("kind")
 
 
 class Optimizer(TorchOptimizer):
@@ -150,10 +152,13 @@ class Optimizer(TorchOptimizer):
 
     def hyper(self, group: Group) -> Values:
         """The numbers and options that a rule sees for a group, schedule included."""
+        return self._reader(group).values(group, self.schedule, self.total_steps)
+
+    def _reader(self, group: Group) -> Reader:
         reader = self._readers.get(id(group))
         if reader is None:
             reader = self._readers[id(group)] = Reader(self.rule_of)
-        return reader.values(group, self.schedule, self.total_steps)
+        return reader
 
     def report(self, metric: float) -> None:
         """Tell a metric to a schedule that waits for one (`schedules.plateau`).
@@ -183,7 +188,7 @@ class Optimizer(TorchOptimizer):
         """Step with the present gradients."""
         groups, planner = self.param_groups, self._planner
         values = [*map(self.hyper, groups)]
-        key = [self.clip, self.low_precision, *values]
+        key = [self.clip, self.low_precision, *map(KIND, map(self._reader, groups))]
         again = planner.again(key, groups, self.state)
         batches = again or self._batches(values)
         if not self._scale(batches):
@@ -192,7 +197,8 @@ class Optimizer(TorchOptimizer):
         if again is None:
             self._prepare(batches)
             planner.repeat(key, batches)
-        for group, batch in zip(groups, batches, strict=True):
+        for group, batch, own in zip(groups, batches, values, strict=True):
+            batch.hyper = own
             run(batch, compiled=self.engine == "compiled")
             group["schedule_step"] += 1
 

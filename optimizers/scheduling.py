@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import not_
 from typing import Any
 
 from torch import Tensor
@@ -60,8 +61,17 @@ def constant(value: object) -> bool:
 BESIDE = ("rule", "weight_decay_mode", "maximize", "evaluating", "initial_lr")
 
 
+def zero_pattern(rule: Rule, values: Values) -> tuple[bool, ...]:
+    """Which hyperparameters are zero: on that the state may depend (momentum)."""
+    return tuple(map(not_, map(vars(values).__getitem__, rule.hypers)))
+
+
 class Reader:
-    """A group's own values, which are read again when one of them has been replaced."""
+    """A group's own values, which are read again when one of them has been replaced.
+
+    ``kind`` is the same object as long as only a schedule or an LR scheduler has changed numbers,
+    and none from zero or to it; never for rules that know all parameters.
+    """
 
     def __init__(self, rule_of: Callable[[Group], Rule]) -> None:
         self.rule_of = rule_of
@@ -69,6 +79,8 @@ class Reader:
         self.found: list[Any] = []
         self.flat: dict[str, Any] = {}  # per hyperparameter and option
         self.still: Values | None = None  # of the last step, if nothing but values decides on them
+        self.kind = object()
+        self.zeros: tuple[bool, ...] = ()
 
     def values(self, group: Group, schedule: Schedule | None, total_steps: int | None) -> Values:
         """The numbers and options that a rule sees for a group, schedule included.
@@ -83,6 +95,9 @@ class Reader:
             return self.still
         rule = self.rule_of(group)
         values = scheduled(rule, self.flat, group, schedule, total_steps)
+        zeros = zero_pattern(rule, values)
+        if zeros != self.zeros or rule.model is not None:
+            self.kind, self.zeros = object(), zeros
         still = schedule is None and not group.get("initial_lr") and rule.model is None
         self.still = values if still else None
         return values
@@ -93,7 +108,7 @@ class Reader:
             self.flat[self.names[0]] = found[0]  # the learning rate, by an LR scheduler
             self.found = found
             return
-        rule = self.rule_of(group)
+        self.kind, rule = object(), self.rule_of(group)
         self.names = (*rule.arguments, *BESIDE)
         self.flat = {
             key: float(value) if isinstance(value, Tensor) else value

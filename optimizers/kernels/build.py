@@ -32,8 +32,8 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti", "-w"),
 )
 OPTIONAL = ("-march=native", "-fopenmp")  # dropped where a compiler does not know them
-# What a compiler sees of an x86 CPU, and this process does not, per what torch sees: it may be emulated
-# (valgrind), or torch be told to take it for an older one ($ATEN_CPU_CAPABILITY).
+# What a compiler sees of an x86 CPU, and this process does not, per what torch sees: it may be
+# emulated (valgrind), or torch be told to take it for an older one ($ATEN_CPU_CAPABILITY).
 UNSEEN = {"AVX2": ("-mno-avx512f",), "DEFAULT": ("-mno-avx",)}
 COMPILERS = ("g++", "clang++", "c++")
 SECONDS = 120  # that a compiler may take

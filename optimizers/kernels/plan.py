@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import is_, itemgetter, not_
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -31,13 +31,9 @@ from optimizers.kernels.table import (
 from optimizers.kernels.trace import Layout, Untraceable, shape_of
 from optimizers.parts import Core
 from optimizers.precision import HALF, compute_dtype
+from optimizers.scheduling import zero_pattern
 
 PARAMS = itemgetter("params")
-
-
-def zero_pattern(rule: Rule, values: Values) -> tuple[bool, ...]:
-    """Which hyperparameters are zero: on that the state may depend (momentum)."""
-    return tuple(map(not_, map(vars(values).__getitem__, rule.hypers)))
 
 
 class Wish(NamedTuple):
@@ -211,7 +207,7 @@ class Planner:
     def again(
         self, key: list[object], groups: Sequence[dict[str, Any]], states: Mapping[Tensor, State]
     ) -> list[Batch] | None:
-        """The batches of the last step, if this one asks for the very same and tables hold all."""
+        """The batches of the last step, if only numbers are others in this and tables hold all."""
         same = (
             len(key) == len(self.key)
             and all(map(is_, key, self.key))

@@ -218,6 +218,34 @@ def test_every_change_between_steps_reaches_the_next(change):
     assert not torch.equal(ends[0], unchanged)
 
 
+SCHEDULES = {
+    "warmup": schedules.warmup_cosine(warmup=0.25),
+    "momentum": schedules.one_cycle(),
+    "from zero and back": lambda step: step % 3 / 2,
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("rule", ["sgd", "adamw", "muon", "prodigy"])
+def test_every_number_of_a_schedule_reaches_its_step(rule, schedule):
+    start, grads = problem((6, 5), 8)
+    ends, used = [], set()
+    for engine in ("compiled", "eager"):
+        param = nn.Parameter(start.clone())
+        built_in = {"schedule": schedule, "total_steps": len(grads)}
+        on_top = not isinstance(schedule, schedules.Schedule)
+        opt = optimizers.create(rule, [param], engine=engine, **({} if on_top else built_in))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(opt, schedule) if on_top else None
+        for grad in grads:
+            drive(opt, param, [grad])
+            used.add(opt.current_lr)
+            if scheduler is not None:
+                scheduler.step()
+        ends.append(param.detach())
+    close(ends[0], ends[1])
+    assert len(used) > 2
+
+
 @pytest.mark.parametrize("rule", ["adamw", "schedulefree_adamw", "prodigy"])
 def test_parameters_come_and_go(rule):
     """A list of a group that is changed in place, and another group."""
