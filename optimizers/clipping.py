@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -132,8 +132,14 @@ def global_norm(grads: Iterable[Tensor]) -> Tensor:
     return total
 
 
+@overload
+def norm_scale(norm: float, limit: float) -> float: ...
+@overload
+def norm_scale(norm: Scalar, limit: Scalar) -> Scalar: ...
 def norm_scale(norm: Scalar, limit: Scalar) -> Scalar:
     """``min(1, limit / norm)``, exactly 1 inside the limit: small gradients stay bit-identical."""
+    if isinstance(norm, float):  # the way of every step
+        return limit / norm if norm > limit else 1.0
     over = norm > limit
     return where(over, limit / where(over, norm, 1.0), 1.0)
 
@@ -211,7 +217,7 @@ class Clip:
 
     def scale(self, total: float) -> float:
         """What multiplies all gradients alike; ``total`` is their norm."""
-        return float(norm_scale(total, self.limit)) if self.kind == "clip_norm" else 1.0
+        return norm_scale(total, self.limit) if self.kind == "clip_norm" else 1.0
 
     def scales(
         self,
