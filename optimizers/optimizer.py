@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, cast
 
 import torch
@@ -37,7 +37,7 @@ from optimizers.stepping import batch_of, norms_of, prepare_rows, prepare_tables
 logger = logging.getLogger("optimizers")
 
 Group = dict[str, Any]
-KIND = attrgetter("kind")
+KIND, PARAMS = attrgetter("kind"), itemgetter("params")
 
 
 class Optimizer(TorchOptimizer):
@@ -188,15 +188,17 @@ class Optimizer(TorchOptimizer):
         """Step with the present gradients."""
         groups, planner = self.param_groups, self._planner
         values = [*map(self.hyper, groups)]
-        key = [self.clip, self.low_precision, *map(KIND, map(self._reader, groups))]
-        again = planner.again(key, groups, self.state)
+        containers = [self.state, *map(PARAMS, groups)]
+        kinds = map(KIND, map(self._reader, groups))
+        key = [self.clip, self.low_precision, *containers, *kinds]
+        again = planner.again(key)
         batches = again or self._batches(values)
         if not self._scale(batches):
             return
         self._last_values = values
         if again is None:
             self._prepare(batches)
-            planner.repeat(key, batches)
+            planner.repeat(key, containers, batches)
         for group, batch, own in zip(groups, batches, values, strict=True):
             batch.hyper = own
             run(batch, compiled=self.engine == "compiled")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import is_, itemgetter
+from operator import is_
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -29,11 +29,10 @@ from optimizers.kernels.table import (
     takes,
 )
 from optimizers.kernels.trace import Layout, Untraceable, shape_of
+from optimizers.kernels.watch import Container
 from optimizers.parts import Core
 from optimizers.precision import HALF, compute_dtype
 from optimizers.scheduling import zero_pattern
-
-PARAMS = itemgetter("params")
 
 
 class Wish(NamedTuple):
@@ -88,14 +87,17 @@ class Plan:
 
     def holds(self, wish: Wish, params: Sequence[Tensor]) -> bool:
         """Whether this is still how the step has to be done, if states are where they were."""
-        return (self.wish is wish or self.wish == wish) and self.same(params)
-
-    def same(self, params: Sequence[Tensor]) -> bool:
-        """Whether nothing has become another kind of thing, if states are where they were."""
         return (
-            len(params) == len(self.params)
+            (self.wish is wish or self.wish == wish)
+            and len(params) == len(self.params)
             and all(map(is_, params, self.params))
-            and not (self.absent and any(param.grad is not None for param in self.absent))
+            and self.same()
+        )
+
+    def same(self) -> bool:
+        """Whether everything is of the kind it was, if parameters and states are the same."""
+        return (
+            not (self.absent and any(param.grad is not None for param in self.absent))
             and not (self.rest and any(param.grad is None for param in self.rest))
             and all(map(Table.same, self.tables))
         )
@@ -204,22 +206,25 @@ class Planner:
         self.states: list[object] = []  # parameters that have state, and then their states
         self.use: bool | None = None if engine != "eager" else False  # None: not chosen yet
 
-    def again(
-        self, key: list[object], groups: Sequence[dict[str, Any]], states: Mapping[Tensor, State]
-    ) -> list[Batch] | None:
+    def again(self, key: list[object]) -> list[Batch] | None:
         """The batches of the last step, if only numbers are others in this and tables hold all."""
-        same = (
-            len(key) == len(self.key)
-            and all(map(is_, key, self.key))
-            and self.same_states(states)
-            and all(map(Plan.same, self.known, map(PARAMS, groups)))
-        )
-        return self.batches if same else None
+        same = len(key) == len(self.key) and all(map(is_, key, self.key))
+        return self.batches if same and all(map(Plan.same, self.known)) else None
 
-    def repeat(self, key: list[object], batches: list[Batch]) -> None:
-        """Take note of batches, which another step with this key may take `again`."""
-        alone = all(plan.batch is not None for plan in self.known)
-        self.key, self.batches = (key, batches) if alone and self.use else ([], [])
+    def repeat(
+        self, key: list[object], containers: Sequence[Container], batches: list[Batch]
+    ) -> None:
+        """Take note of batches, which another step with this key may take `again`.
+
+        ``containers``, which are in the key, too, are the dict of states and the groups' lists of
+        parameters.
+        """
+        tables = chain.from_iterable(plan.tables for plan in self.known)
+        watches = [table.watch for table in tables if table.watch is not None]
+        self.key, self.batches = [], []
+        if watches and all(plan.batch is not None for plan in self.known):
+            watches[0].hold(containers)
+            self.key, self.batches = key, batches
 
     def plans(
         self,

@@ -436,6 +436,13 @@ extern "C" i64 unchanged(i64 n, const char* const* objects, const i64* torch, i6
   return 1;
 }
 
+// A dict of Python's, or a list, and what is in it: keys and values in turn, or its members.
+struct Kept {
+  void* object;
+  i64 dict, count;
+  void* const* item;
+};
+
 // The rows of a table as Python holds them, and what answers for them. As in watch.py.
 struct Rows {
   i64 rows, objects;            // objects: the parameters, then the tensors of their states in order
@@ -450,7 +457,11 @@ struct Rows {
   void *grad_name, *no;         // "grad"; False
   i64 questions;                // methods that answer no for a gradient as kernels read it
   void* const* question;
+  i64 containers;               // that have to be as they were, too
+  const Kept* container;
   int (*next)(void*, i64*, void**, void**);  // of Python's stable interface
+  i64 (*size)(void*);
+  void* (*at)(void*, i64);
   void* (*get)(const void*, void*);
   void* (*ask)(const void*, void*, ...);
   void (*drop)(const void*);
@@ -467,9 +478,24 @@ static i64 ordinary(const Rows* r, const char* grad) {
   return fits;
 }
 
+// Whether the same is in a container.
+static i64 keeps(const Rows* r, const Kept* c) {
+  i64 place = 0, n = 0;
+  if (c->dict) {
+    for (void *key, *value; r->next(c->object, &place, &key, &value); n += 2)
+      if (n == c->count || c->item[n] != key || c->item[n + 1] != value) return 0;
+    return n == c->count;
+  }
+  if (r->size(c->object) != c->count) return 0;
+  while (n < c->count && r->at(c->object, n) == c->item[n]) n++;
+  return n == c->count;
+}
+
 // Whether rows have the state they had, and gradients like those they had, whose places are noted.
 // Called with Python's lock.
 extern "C" i64 same(const Rows* r) {
+  for (i64 k = 0; k < r->containers; k++)
+    if (!keeps(r, r->container + k)) return 0;
   approach(r->rows, r->object);
   i64 found = r->rows, taken = 0, fits = 1;
   for (i64 row = 0; row < r->rows; row++) {

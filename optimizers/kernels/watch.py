@@ -16,18 +16,22 @@ from functools import cache
 from itertools import chain
 from operator import is_
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
+Container: TypeAlias = dict[Any, Any] | list[Any]
 
 GRAD = "grad"
 # what tells a gradient whose memory does not hold its entries as they are, by `real` or not
 ASKED = {True: ("is_neg",), False: ("is_neg", "is_conj")}
-PYTHON = ("PyDict_Next", "PyObject_GetAttr", "PyObject_CallMethodObjArgs", "Py_DecRef")
 # in the order that runtime.h wants
+PYTHON = (
+    "PyDict_Next", "PyList_Size", "PyList_GetItem", "PyObject_GetAttr",
+    "PyObject_CallMethodObjArgs", "Py_DecRef",
+)  # fmt: skip
 NAMES = ("layout", "dtype", "numel", "dim", "data_ptr", "strides")
 
 
@@ -104,6 +108,21 @@ class Watch:
         return shapes if 0 not in found else None
 
 
+class Kept(ctypes.Structure):
+    """A container with what is in it; see ``runtime.h``."""
+
+    _fields_: ClassVar[Any] = [
+        ("object", c_void_p), ("dict", c_int64), ("count", c_int64), ("item", c_void_p)
+    ]  # fmt: skip
+
+
+def content(container: Container) -> list[Any]:
+    """Keys and values of a dict in turn, or the members of a list."""
+    if isinstance(container, dict):
+        return [*chain.from_iterable(container.items())]
+    return [*container]
+
+
 class Rows(ctypes.Structure):
     """A table's rows, and what answers for them; see ``runtime.h``."""
 
@@ -115,7 +134,9 @@ class Rows(ctypes.Structure):
         ("type_place", c_int64),
         *((name, c_void_p) for name in ("type", "grad_name", "no")),
         ("questions", c_int64),
-        *((name, c_void_p) for name in ("question", "next", "get", "ask", "drop")),
+        ("question", c_void_p),
+        ("containers", c_int64),
+        *((name, c_void_p) for name in ("container", "next", "size", "at", "get", "ask", "drop")),
     ]
 
 
@@ -136,6 +157,7 @@ class RowWatch:
         real: bool,
     ) -> None:
         self.params, self.states, self.asked = params, states, ASKED[real]
+        self.containers: list[tuple[Any, list[Any]]] = []
         self.tensors = [*params, *chain.from_iterable(state.values() for state in states)]
         self.own = Watch(self.tensors, library)
         self.grads = Watch([self.grad(param) for param in params], library, places)
@@ -169,13 +191,33 @@ class RowWatch:
             len(self.params), len(self.tensors), states, address(self.own.objects),
             address(self.own.known), room, address(self.grads.known), address(self.grads.places),
             address(self.own.torch), type_place, id(Tensor), id(GRAD), id(False),
-            len(self.asked), asked, *functions,
+            len(self.asked), asked, 0, None, *functions,
         )  # fmt: skip
+
+    def hold(self, containers: Sequence[Container]) -> None:
+        """Watch these, too, which have to keep what is in them now."""
+        if [*map(id, containers)] == [id(container) for container, _ in self.containers]:
+            return  # or `same` would have said so
+        self.containers = [(container, content(container)) for container in containers]
+        if self.rows is None:
+            return
+        items = [array("q", map(id, own)) for _, own in self.containers]
+        described = [
+            Kept(id(container), isinstance(container, dict), len(own), address(own))
+            for (container, _), own in zip(self.containers, items, strict=True)
+        ]
+        self.held = items, (Kept * len(described))(*described)
+        self.rows.containers = len(described)
+        self.rows.container = ctypes.addressof(self.held[1])
 
     def same(self) -> bool:
         """Whether nothing has moved, and gradients are of the kind they were."""
         if self.rows is not None:
             return bool(self.ask(self.place))
+        for container, known in self.containers:
+            own = content(container)
+            if len(own) != len(known) or not all(map(is_, own, known)):
+                return False
         found = [*chain.from_iterable(state.values() for state in self.states)]
         grads = [param.grad for param in self.params]
         return (

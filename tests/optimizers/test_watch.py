@@ -2,6 +2,7 @@
 
 import sys
 from array import array
+from collections import defaultdict
 
 import pytest
 import torch
@@ -137,3 +138,30 @@ def test_gradients_that_were_looked_at_are_free_again(way):
     for _ in range(5):
         assert seen.same()
     assert sys.getrefcount(grad) == before
+
+
+CONTAINER_CHANGES = {
+    "another parameter": lambda members, states: members.append(object()),
+    "one parameter less": lambda members, states: members.pop(),
+    "a parameter replaced": lambda members, states: members.__setitem__(0, object()),
+    "parameters in another order": lambda members, states: members.reverse(),
+    "another state": lambda members, states: states.update({object(): {}}),
+    "one state less": lambda members, states: states.popitem(),
+    "a state replaced": lambda members, states: states.update({members[1]: {}}),
+    "a state of another": lambda members, states: states.update({object(): states.popitem()[1]}),
+    "states exchanged": lambda members, states: states.update(
+        zip(members, [states[members[1]], states[members[0]]], strict=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CONTAINER_CHANGES.values(), ids=CONTAINER_CHANGES)
+def test_every_change_of_what_holds_rows_is_seen(change):
+    params, states, _, seen = rows()
+    members, owner = [*params], defaultdict(dict, zip(params, states, strict=True))
+    seen.hold([owner, members, []])
+    assert seen.same()
+    change(members, owner)
+    assert not seen.same()
+    seen.hold([dict(owner), [*members]])
+    assert seen.same()
