@@ -57,8 +57,9 @@ def lr_find(tuner: Tuner, *arguments: str) -> Result:
 @pytest.mark.slow
 def test_the_suggestion_and_its_reason_are_printed(tuner: Tuner, tmp_path: Path) -> None:
     tuner("init")
-    result = lr_find(tuner, "mytask:build", "-o", "sgd")
+    result = lr_find(tuner, "mytask:build", "-o", "sgd", "--plot", "lr.svg")
     assert result.code == 0, result.err
+    assert "<svg" in (tmp_path / "lr.svg").read_text()
     [curve] = stored_curves(tmp_path).values()
     assert curve.reason in result.out
     assert f"suggested learning rate {curve.suggested_lr:.3g}" in result.out
@@ -81,6 +82,7 @@ def test_an_error_of_the_users_code_is_shown_with_its_place(tuner: Tuner, tmp_pa
         (["mytask:build", "-o", "adamm"], "adamm"),
         (["mytask:buidl"], "buidl"),
         (["mytask:build", "--plot", "nowhere/lr.png"], "--plot nowhere/lr.png"),
+        (["mytask:build", "--plot", "lr.xyz"], "--plot lr.xyz: allowed: .png, .svg, .pdf"),
     ],
 )
 def test_a_slip_is_a_usage_error(tuner: Tuner, arguments: list[str], says: str) -> None:
@@ -97,4 +99,5 @@ def test_without_an_mlflow_server_the_curves_are_still_stored(tuner: Tuner, tmp_
         *("--mlflow-uri", "http://127.0.0.1:1", "lr-find", "mytask:build", "--run-steps", "120")
     )
     assert result.code == 0, result.err
-    assert "tuner mlflow sync lr-find-mytask.build" in result.err
+    repeated = "tuner --mlflow-uri http://127.0.0.1:1 mlflow sync lr-find-mytask.build"
+    assert repeated in result.err

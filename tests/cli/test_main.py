@@ -249,3 +249,19 @@ def test_a_narrow_terminal_loses_no_character(monkeypatch: pytest.MonkeyPatch) -
     assert sorted("".join(click.unstyle(terminal.getvalue()).split())) == sorted(
         "armbestadamw-warmup_cosine0.891672345"
     )
+
+
+def test_suggestions_repeat_the_options_that_were_typed(
+    tuner: Tuner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(context: Context) -> None:
+        raise BackendError("left it; `tuner study resume x` goes on, tuner: as `tuner --help` says")
+
+    monkeypatch.setattr(Context, "open_store", fail)
+    options = ("--home", "my runs", "--storage", "postgresql://me:secret@host/db")
+    told = tuner(*options, "study", "list").err
+    repeated = "`tuner --home 'my runs' --storage postgresql://me:***@host/db study resume x` goes"
+    assert repeated in told
+    assert "tuner: as `tuner --help` says" in told
+    monkeypatch.setenv("TUNER_HOME", "elsewhere")
+    assert "`tuner study resume x` goes" in tuner("study", "list").err

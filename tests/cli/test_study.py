@@ -363,11 +363,12 @@ def test_without_a_database_there_is_nothing_to_start_from(tuner: Tuner, tmp_pat
     assert not (tmp_path / ".tuner").exists()
 
 
-def test_a_name_that_is_taken(ask: Tuner, tmp_path: Path) -> None:
+def test_a_name_that_is_taken(ask: Tuner, home: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
     taken = ask("study", "start", "small.toml")
     assert (taken.code, taken.out) == (2, "")
     assert "small" in taken.err
+    assert f"`tuner --home {home} --mlflow-uri none study resume small`" in taken.err
 
 
 @pytest.mark.slow

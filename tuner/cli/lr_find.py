@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tuner.records import LrCurve
     from tuner.store.base import Store
 
+FORMATS = ("png", "svg", "pdf")  # of a plot
+
 
 @click.command("lr-find")
 @click.argument("task")
@@ -66,7 +68,9 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw the curves (PNG)."
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also draw the curves, as .png, .svg or .pdf.",
 )
 @json_option
 @pass_context
@@ -101,8 +105,8 @@ def lr_find(
     """
     from tuner.range_tests import Request
 
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise UsageError(f"--plot {plot}: there is no such folder")
+    if plot is not None:
+        _check_plot(plot)
     request = Request(
         task=task,
         optimizers=tuple(dict.fromkeys(names)),
@@ -213,11 +217,23 @@ def _send(context: Context, uri: str, store: Store, name: str) -> None:
         note(f"{error}; `tuner mlflow sync {name}` sends it later")
 
 
+def _format(path: Path) -> str:
+    """What the end of a name says; a name without one is that of a PNG file."""
+    return path.suffix.lower().removeprefix(".") or FORMATS[0]
+
+
+def _check_plot(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no such folder")
+    if _format(path) not in FORMATS:
+        raise UsageError(f"--plot {path}: allowed: {', '.join(f'.{end}' for end in FORMATS)}")
+
+
 def _draw(path: Path, curves: dict[str, LrCurve]) -> None:
     from tuner.compare.plots import lr_curves_figure
 
     try:
-        lr_curves_figure(curves).savefig(path, format="png", dpi=150)
+        lr_curves_figure(curves).savefig(path, format=_format(path), dpi=150)
     except OSError as error:
         raise UsageError(f"--plot {path}: {error.strerror or error}") from None
 

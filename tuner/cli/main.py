@@ -13,10 +13,10 @@ from types import FrameType
 import click
 
 from tuner import __version__
+from tuner.cli import hints
 from tuner.cli.context import read_config, resolve
 from tuner.cli.lazy import LazyGroup
 from tuner.errors import INTERRUPTED, TaskError, TunerError
-from tuner.paths import mask_password
 
 COMMANDS = {
     "lr-find": "tuner.cli.lr_find:lr_find",
@@ -97,6 +97,7 @@ def cli(
     quiet: bool,
 ) -> None:
     """Which optimizer and schedule, with which settings, and how sure are we?"""
+    hints.remember(context)
     verbosity = -1 if quiet else verbose
     logging.basicConfig(stream=sys.stderr, format="tuner: %(message)s", level=logging.WARNING)
     logging.getLogger("tuner").setLevel(_log_level(verbosity))
@@ -128,6 +129,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error is told on stderr."""
+    hints.forget()
     try:
         # Without standalone mode click hands its own errors to us, so all look alike.
         code = cli.main(
@@ -164,7 +166,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _say(message: str, hint: str = "") -> None:
     """One line for each line of a message, then the hint as it is; never a password."""
     lines = [f"tuner: error: {line}" for line in message.splitlines()]
-    click.echo(mask_password("\n".join([*lines, *filter(None, [hint.rstrip()])])), err=True)
+    click.echo(hints.complete("\n".join([*lines, *filter(None, [hint.rstrip()])])), err=True)
 
 
 def _usage_hint(error: click.ClickException) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from tuner.cli import hints
+
 WIDE = 10_000  # columns: nothing wraps
 
 
@@ -33,7 +35,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 def note(message: str) -> None:
     """Say something to the person in front of the screen, on stderr."""
-    click.echo(message, err=True)
+    click.echo(hints.complete(message), err=True)
 
 
 def _finite(value: Any) -> Any:
