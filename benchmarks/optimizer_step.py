@@ -39,6 +39,7 @@ STEPS_PER_SAMPLE = {"soap": 10}
 FIRST_STEPS = 8
 COMPILED_PEERS = ("adamw", "rmsprop", "ademamix")  # of --all: a rule takes minutes to compile
 GROWTH = ("adamw",)
+ENOUGH = 10_000_000  # entries stepped in a row of growth
 HOPELESS = 10  # seconds a step, on which no round is spent: float16 products without units for them
 # Tensors and entries of each: from 1 M to 100 M parameters, and from 10 to 5000 tensors.
 SIZES = (
@@ -212,7 +213,8 @@ def measure_growth(args: argparse.Namespace, document: Document) -> None:
             for tensors, size in SIZES:
                 started = time.perf_counter()
                 bench = Bench(rule, models.many_small(tensors, size), quiet, engine)
-                row = bench.run(args.rounds, args.seconds)
+                # of short steps as many as make a tenth of a second: the interpreter gets used to them
+                row = bench.run(max(args.rounds, ENOUGH // (tensors * size)), args.seconds)
                 kept = {key: row[key] for key in ("rule", "ms", "parameters", "tensors")}
                 row = {**kept, "engine": engine}
                 replace(document["growth"], row, "rule", "engine", "parameters", "tensors")
