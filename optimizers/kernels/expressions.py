@@ -67,6 +67,8 @@ ARITHMETIC: Mapping[str, Printer] = MappingProxyType(
         "constant": lambda a: a,
     }
 )
+# what they are where the second argument is never NaN: one instruction instead of three
+BOUNDED = {"maximum": "clamp_min", "minimum": "clamp_max"}
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 LOGIC = {"bitwise_and": "&&", "logical_and": "&&", "bitwise_or": "||", "logical_or": "||"}
 
@@ -80,6 +82,12 @@ def literal(value: float | bool) -> str:
     if math.isinf(value):
         return f"{'-' if value < 0 else ''}__builtin_inf()"
     return repr(value)
+
+
+def entries_within(values: Any, bound: Any) -> bool:
+    """Whether entries are bounded by a number that does not depend on any."""
+    number = isinstance(bound, Node) and bound.kind == "scalar"
+    return number and values.entry and not bound.level and not bound.local
 
 
 def expression(node: Node, name: Callable[[Node], str]) -> str:
@@ -110,6 +118,8 @@ def expression(node: Node, name: Callable[[Node], str]) -> str:
         return f"{cast(condition, 'bool')} ? {cast(yes, kind)} : {cast(no, kind)}"
     if node.op == "pow" and not isinstance(node.args[1], Node):
         return power(cast(node.args[0], kind), repr(node.args[1]))
+    if node.op in BOUNDED and entries_within(*node.args):
+        return ARITHMETIC[BOUNDED[node.op]](*(cast(arg, kind) for arg in node.args))
     if node.op not in ARITHMETIC:
         raise Untraceable(f"{node.op} has no C++ form")
     return ARITHMETIC[node.op](*(cast(arg, kind) for arg in node.args))
