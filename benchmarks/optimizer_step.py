@@ -213,7 +213,7 @@ def measure_growth(args: argparse.Namespace, document: Document) -> None:
             for tensors, size in SIZES:
                 started = time.perf_counter()
                 bench = Bench(rule, models.many_small(tensors, size), quiet, engine)
-                # of short steps as many as make a tenth of a second: the interpreter gets used to them
+                # of short steps a tenth of a second, in which the interpreter gets used to them
                 row = bench.run(max(args.rounds, ENOUGH // (tensors * size)), args.seconds)
                 kept = {key: row[key] for key in ("rule", "ms", "parameters", "tensors")}
                 row = {**kept, "engine": engine}
