@@ -73,13 +73,13 @@ def test_what_a_rule_may_say():
 
 
 @pytest.mark.parametrize("skip_nonfinite", [True, False])
-def test_gradients_that_are_not_numbers(skip_nonfinite):
+@pytest.mark.parametrize("kind", [optimizers.AMSGrad, optimizers.ADOPT])
+def test_gradients_that_are_not_numbers(kind, skip_nonfinite):
+    """Larger entries of two tensors, and entries within bounds."""
     ends = []
     for engine in ("eager", "compiled"):
         param = nn.Parameter(torch.ones(4))
-        opt = optimizers.AMSGrad(
-            [param], engine=engine, clip_value=0.5, skip_nonfinite=skip_nonfinite
-        )
+        opt = kind([param], engine=engine, clip_value=0.5, skip_nonfinite=skip_nonfinite)
         bad = torch.tensor([1.0, float("nan"), float("inf"), -float("inf")])
         drive(opt, param, [torch.ones(4), bad, torch.ones(4)])
         assert opt.skipped_steps == skip_nonfinite
