@@ -75,7 +75,7 @@ def set_scales(clip: Clip, batches: Sequence[Batch], own: Sequence[float], total
     for table in chain.from_iterable(map(TABLES, batches)):
         table.scale, table.scales, table.units = scale, None, None
         if apart:
-            scale_rows(clip, table)
+            scale_rows(clip, table, total)
     if own:
         grads = [grad for batch in batches for grad in batch.grads]
         params = [param for batch in batches for param in batch.params]
@@ -84,11 +84,10 @@ def set_scales(clip: Clip, batches: Sequence[Batch], own: Sequence[float], total
             batch.scales.extend(map(local_scale, islice(scales, len(batch.grads))))
 
 
-def scale_rows(clip: Clip, table: Table) -> None:
+def scale_rows(clip: Clip, table: Table, total: float) -> None:
     """As `set_scales`, for the rows of one table."""
     grads = [param.grad for param in table.params if param.grad is not None]
-    norms = [*map(math.sqrt, table.squares)]
-    scales = clip.scales(grads, table.params, norms, math.hypot(*norms))
+    scales = clip.scales(grads, table.params, [*map(math.sqrt, table.squares)], total)
     if isinstance(scales[0], Tensor):
         table.units = [scale for scale in scales if isinstance(scale, Tensor)]
     else:

@@ -197,7 +197,7 @@ class RowWatch:
     def hold(self, containers: Sequence[Container]) -> None:
         """Watch these, too, which have to keep what is in them now."""
         if [*map(id, containers)] == [id(container) for container, _ in self.containers]:
-            return  # or `same` would have said so
+            return  # they are watched, and `same` has said yes in this step
         self.containers = [(container, content(container)) for container in containers]
         if self.rows is None:
             return

@@ -75,10 +75,11 @@ def each(
 
 
 def no_step(grad: Tensor, state: State, over: bool) -> State:
-    """What becomes of the first gradient, which only starts the bases (`bases.first_`)."""
-    if over:
-        state["exp_avg"].copy_(grad)
-    return {"direction": grad.zero_() if over else torch.zeros_like(grad), **moments_of(state)}
+    """What becomes of the first gradient, which only starts the bases: `bases.first` finds it
+    where the mean will be.
+    """
+    kept = {**moments_of(state), "exp_avg": state["exp_avg"].copy_(grad) if over else grad}
+    return {"direction": grad.zero_() if over else torch.zeros_like(grad), **kept}
 
 
 def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar, memory: Pair | None) -> State:

@@ -87,6 +87,21 @@ def test_slices_along_a_dimension_without_a_basis(shape, layout, monkeypatch):
     close(param, expected("soap", start, grads, **settings, max_precond_dim=20))
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (12, 3), (3, 12), (9, 2, 2)])
+def test_first_steps_alone_and_in_stacks_make_the_same_bases(shape):
+    """Also of dimensions longer than all others together, where many bases would do."""
+    start, grads = problem(shape, 9)
+    twins, alone = [[nn.Parameter(start.clone()) for _ in range(n)] for n in (2, 1)]
+    for params in (twins, alone):
+        opt = optimizers.create("soap", params, lr=0.02, precondition_frequency=3)
+        for grad in grads:
+            for param in params:
+                param.grad = grad.clone()
+            opt.step()
+    for twin in twins:
+        close(twin, alone[0].detach())
+
+
 def test_one_state_for_steps_alone_and_in_stacks():
     """Parameters of one shape are stepped in a stack, purely; one of them alone is in place."""
     start, grads = problem((6, 6), 12)
