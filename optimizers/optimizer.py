@@ -12,32 +12,30 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import is_
 from typing import Any, ClassVar, cast
 
 import torch
 
-from optimizers import checkpoint, clipping, schedules
+from optimizers import checkpoint, clipping, schedules, stepping
 from optimizers.base import TorchOptimizer, without_grad
 from optimizers.batch import Batch
 from optimizers.core import Rule, State, Values
-from optimizers.engines import share
 from optimizers.groups import check_group, split_group
 from optimizers.kernels.plan import Planner
 from optimizers.kernels.policy import check_engine
 from optimizers.points import move, observe
 from optimizers.precision import LOW_PRECISION
+from optimizers.repeat import Repeat
 from optimizers.rules import get_rule
 from optimizers.schedules import Schedule
 from optimizers.scheduling import Reader, check_schedule
 from optimizers.sharding import check_whole
 from optimizers.signatures import bind, signature
-from optimizers.stepping import batch_of, norms_of, prepare_rows, prepare_tables, run, set_scales
 
 logger = logging.getLogger("optimizers")
 
 Group = dict[str, Any]
-KIND, PARAMS = attrgetter("kind"), itemgetter("params")
 
 
 class Optimizer(TorchOptimizer):
@@ -62,6 +60,7 @@ class Optimizer(TorchOptimizer):
 
     rule: ClassVar[Rule]
     passes: ClassVar[int] = 1  # how often a step calls its closure
+    _last: Repeat | None  # the last step, if the next may be like it
 
     def __init__(self, params: Iterable[Any], *args: Any, **kwargs: Any) -> None:
         given = bind(self.rule, params, args, kwargs)
@@ -181,28 +180,37 @@ class Optimizer(TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        without_grad(self._update)
+        if not self._again():
+            without_grad(self._update)
         return loss
+
+    def _again(self) -> bool:
+        """Step as the last time, if nothing but numbers has changed since."""
+        last, key = self._last, (self.clip, self.low_precision, self.state, self.param_groups)
+        if last is None or not all(map(is_, last.key, key)):
+            return False
+        values = last.values(self.schedule, self.total_steps)
+        norm = None if values is None else last.step(values)
+        if norm is None:
+            return False
+        self.last_grad_norm, self._last_values = norm, values
+        return True
 
     def _update(self) -> None:
         """Step with the present gradients."""
-        groups, planner = self.param_groups, self._planner
+        self._last = None
+        groups = self.param_groups
         values = [*map(self.hyper, groups)]
-        containers = [self.state, *map(PARAMS, groups)]
-        kinds = map(KIND, map(self._reader, groups))
-        key = [self.clip, self.low_precision, *containers, *kinds]
-        again = planner.again(key)
-        batches = again or self._batches(values)
+        batches = self._batches(values)
         if not self._scale(batches):
             return
         self._last_values = values
-        if again is None:
-            self._prepare(batches)
-            planner.repeat(key, containers, batches)
-        for group, batch, own in zip(groups, batches, values, strict=True):
-            batch.hyper = own
-            run(batch, compiled=self.engine == "compiled")
+        self._prepare(batches)
+        for group, batch in zip(groups, batches, strict=True):
+            stepping.run(batch, compiled=self.engine == "compiled")
             group["schedule_step"] += 1
+        key = self.clip, self.low_precision, self.state, groups
+        self._last = Repeat.after(*key, [*map(self._reader, groups)], self._planner.known)
 
     def _prepare(self, batches: list[Batch]) -> None:
         """Have all state ready, and what is known of all parameters together."""
@@ -212,18 +220,7 @@ class Optimizer(TorchOptimizer):
                 self._prepare_states(group, batch)
         if not held:
             self._planner.remember(self.state)
-        self._share(batches)
-
-    def _share(self, batches: list[Batch]) -> None:
-        """Let a rule of scope "model" see sums over all its parameters."""
-        for rule in {batch.rule.name: batch.rule for batch in batches if batch.rule.model}.values():
-            rows = zip(self.param_groups, batches, strict=True)
-            own = [(group, batch) for group, batch in rows if batch.rule is rule]
-            active = [batch for _, batch in own if batch.params or batch.tables]
-            if active:
-                shared = share(active, own[0][0].get("shared", {}))
-                for group, _ in own:
-                    group["shared"] = shared
+        stepping.share_sums(self.param_groups, batches)
 
     def _batches(self, values: list[Values]) -> list[Batch]:
         """What each group's step needs, and which engine does what of it."""
@@ -238,17 +235,17 @@ class Optimizer(TorchOptimizer):
         ]
         left = self.total_steps and self.total_steps - groups[0]["schedule_step"]
         plans = self._planner.plans(groups, asked, self.state, left)
-        return [*map(partial(batch_of, self.clip), groups, values, plans)]
+        return [*map(partial(stepping.batch_of, self.clip), groups, values, plans)]
 
     def _scale(self, batches: list[Batch]) -> bool:
         """Fill in the clipping scales; False when the step has to be skipped."""
-        norms, total = norms_of(batches)
+        norms, total = stepping.norms_of(batches)
         if not math.isfinite(total):
             if self.skip_nonfinite and self._report_nonfinite():
                 return False
-            norms, total = norms_of(batches, torch.float64)
+            norms, total = stepping.norms_of(batches, torch.float64)
         self.last_grad_norm = total
-        set_scales(self.clip, batches, norms, total)
+        stepping.set_scales(self.clip, batches, norms, total)
         return True
 
     def _report_nonfinite(self) -> bool:
@@ -328,8 +325,8 @@ class Optimizer(TorchOptimizer):
             if not state or changed:
                 checkpoint.allocate(batch.rule, param, state, batch.hyper, self.low_precision)
 
-        prepare_rows(batch, self.state, allocate)
-        prepare_tables(batch, self.state, allocate)
+        stepping.prepare_rows(batch, self.state, allocate)
+        stepping.prepare_tables(batch, self.state, allocate)
 
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint, which torch's optimizer with the same rule can load, too."""
@@ -379,11 +376,12 @@ class Optimizer(TorchOptimizer):
         self._zeros: dict[int, tuple[bool, ...]] = {}
         self._readers: dict[int, Reader] = {}
         self._planner = Planner(self.engine)
+        self._last = None
 
     def __getstate__(self) -> dict[str, Any]:
         # hooks, and the step that an LR scheduler has wrapped, belong to this object alone
         own = {key for key in self.__dict__ if key.endswith("_hooks")}
-        own |= {"step", "_zeros", "_readers", "_planner"}
+        own |= {"step", "_zeros", "_readers", "_planner", "_last"}
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

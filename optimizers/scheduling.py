@@ -98,8 +98,7 @@ class Reader:
         zeros = zero_pattern(rule, values)
         if zeros != self.zeros or rule.model is not None:
             self.kind, self.zeros = object(), zeros
-        still = schedule is None and not group.get("initial_lr") and rule.model is None
-        self.still = values if still else None
+        self.still = values if schedule is None and rule.model is None else None
         return values
 
     def read(self, group: Group, found: list[Any]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, reduce
 from itertools import chain, islice
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from optimizers import checkpoint, clipping
 from optimizers.batch import Batch, usable
 from optimizers.clipping import Clip
 from optimizers.core import DecayMode, State, Values
-from optimizers.engines import eager
+from optimizers.engines import eager, share
 from optimizers.kernels import inductor
 from optimizers.kernels.plan import Plan
 from optimizers.kernels.table import Table
@@ -56,6 +56,14 @@ def batch_of(clip: Clip, group: Mapping[str, Any], hyper: Values, plan: Plan) ->
     return batch
 
 
+def table_norm(tables: Iterable[Table]) -> float:
+    """The L2 norm over all gradients in tables, which keep the squares of each.
+
+    Summed up as in ``runtime.h``, so that a step comes out the same whoever does it.
+    """
+    return math.sqrt(reduce(add, map(Table.square_sum, tables), 0.0))
+
+
 def norms_of(
     batches: Sequence[Batch], at_least: torch.dtype = torch.float32
 ) -> tuple[list[float], float]:
@@ -65,8 +73,7 @@ def norms_of(
     """
     grads = [*chain.from_iterable(map(GRADS, batches))]
     own = clipping.float_norms(grads, at_least) if grads else []  # tables have none
-    squares = map(Table.square_sum, chain.from_iterable(map(TABLES, batches)))
-    return own, math.hypot(*own, *map(math.sqrt, squares))
+    return own, math.hypot(*own, table_norm(chain.from_iterable(map(TABLES, batches))))
 
 
 def set_scales(clip: Clip, batches: Sequence[Batch], own: Sequence[float], total: float) -> None:
@@ -124,6 +131,17 @@ def prepare_tables(batch: Batch, states: Mapping[Tensor, State], allocate: Alloc
             for param, state in zip(table.params, own, strict=True):
                 allocate(param, state)
             table.bind(own)
+
+
+def share_sums(groups: Sequence[dict[str, Any]], batches: Sequence[Batch]) -> None:
+    """Let a rule of scope "model" see sums over all its parameters."""
+    for rule in {batch.rule.name: batch.rule for batch in batches if batch.rule.model}.values():
+        own = [pair for pair in zip(groups, batches, strict=True) if pair[1].rule is rule]
+        active = [batch for _, batch in own if batch.params or batch.tables]
+        if active:
+            shared = share(active, own[0][0].get("shared", {}))
+            for group, _ in own:
+                group["shared"] = shared
 
 
 def run(batch: Batch, *, compiled: bool) -> None:

@@ -39,7 +39,7 @@ LAYERS = {
         ),
         ("optimizers.checkpoint",),
         ("optimizers.kernels",),
-        ("optimizers.points", "optimizers.stepping"),
+        ("optimizers.points", "optimizers.repeat", "optimizers.stepping"),
         ("optimizers.optimizer",),
         ("optimizers.classes", "optimizers.construct"),
         ("optimizers.wrappers",),

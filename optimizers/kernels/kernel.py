@@ -1,6 +1,6 @@
 """A compiled rule: the library, and how it is called.
 
-The fields of `Call` and `Norms` are those of ``runtime.h``.
+The fields of `Call`, `Norms` and `Whole` are those of ``runtime.h``.
 """
 
 from __future__ import annotations
@@ -85,6 +85,14 @@ class Norms(ctypes.Structure):
     ]
 
 
+class Whole(ctypes.Structure):
+    """What steps a table with all that its gradients need; see ``runtime.h``."""
+
+    _fields_: ClassVar[Any] = [
+        (name, c_void_p) for name in ("squares", "norms", "run", "call")
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """One graph in C++: ``columns`` and ``hypers`` are the order of its inputs.
@@ -141,6 +149,7 @@ class Kernel:
         for function in (library.run, library.squares):
             function.argtypes = [c_void_p]  # the address of a Call, or of Norms
         library.run.restype, library.squares.restype = None, c_double
+        library.step.argtypes, library.step.restype = [c_int64, c_void_p, c_double], c_double
         watch.prepare(library)
         return library
 

@@ -29,7 +29,6 @@ from optimizers.kernels.table import (
     takes,
 )
 from optimizers.kernels.trace import Layout, Untraceable, shape_of
-from optimizers.kernels.watch import Container
 from optimizers.parts import Core
 from optimizers.precision import HALF, compute_dtype
 from optimizers.scheduling import zero_pattern
@@ -201,30 +200,8 @@ class Planner:
         self.engine = engine
         self.known: list[Plan] = []
         self.held = False  # whether the last plans were those of the step before
-        self.key: list[object] = []  # what the last batches were made for, if they may come again
-        self.batches: list[Batch] = []
         self.states: list[object] = []  # parameters that have state, and then their states
         self.use: bool | None = None if engine != "eager" else False  # None: not chosen yet
-
-    def again(self, key: list[object]) -> list[Batch] | None:
-        """The batches of the last step, if only numbers are others in this and tables hold all."""
-        same = len(key) == len(self.key) and all(map(is_, key, self.key))
-        return self.batches if same and all(map(Plan.same, self.known)) else None
-
-    def repeat(
-        self, key: list[object], containers: Sequence[Container], batches: list[Batch]
-    ) -> None:
-        """Take note of batches, which another step with this key may take `again`.
-
-        ``containers``, which are in the key, too, are the dict of states and the groups' lists of
-        parameters.
-        """
-        tables = chain.from_iterable(plan.tables for plan in self.known)
-        watches = [table.watch for table in tables if table.watch is not None]
-        self.key, self.batches = [], []
-        if watches and all(plan.batch is not None for plan in self.known):
-            watches[0].hold(containers)
-            self.key, self.batches = key, batches
 
     def plans(
         self,

@@ -578,3 +578,24 @@ extern "C" double squares(const Norms* c) {
   for (i64 row = 0; row < c->rows; row++) total += c->squares[row];
   return total;
 }
+
+// The whole step of a table: how its gradients are summed up, and how it runs. As in kernel.py.
+struct Whole {
+  double (*squares)(const Norms*);
+  const Norms* norms;
+  void (*run)(Call*);
+  Call* call;
+};
+
+// Steps all tables with gradients of a norm of at most `limit` together; returns their norm. Does
+// nothing else if that is not finite.
+extern "C" double step(i64 tables, const Whole* table, double limit) {
+  double total = 0;
+  for (i64 k = 0; k < tables; k++) total += table[k].squares(table[k].norms);
+  const double norm = root(total), scale = norm > limit ? limit / norm : 1;
+  for (i64 k = 0; k < tables && norm - norm == 0; k++) {
+    table[k].call->scale = scale;
+    table[k].run(table[k].call);
+  }
+  return norm;
+}

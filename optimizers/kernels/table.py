@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from optimizers.core import State, Values
-from optimizers.kernels.kernel import NORM_BLOCK, Call, Kernel, Norms, blocks, threads_for
+from optimizers.kernels.kernel import NORM_BLOCK, Call, Kernel, Norms, Whole, blocks, threads_for
 from optimizers.kernels.source import STORAGE
 from optimizers.kernels.trace import is_stack
 from optimizers.kernels.watch import RowWatch, address
@@ -103,6 +103,11 @@ def describe(columns: Sequence[Tensor]) -> array[int] | None:
 def table_of(arrays: Sequence[array[Any] | None]) -> array[int] | None:
     """A table of where arrays lie; None when there is none at all."""
     return array("q", [address(a) or 0 for a in arrays]) if any(arrays) else None
+
+
+def entry(function: Any) -> int | None:
+    """Where a library's function begins."""
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 @dataclass(frozen=True)
@@ -255,20 +260,28 @@ class Table:
         own = Struct(f"{len(hyper)}d")
         return Prepared(kernel.library().run, call, ctypes.addressof(call), own.pack_into, hyper)
 
-    def call(
+    def ready(
         self, kernel: Kernel, values: Values, bound: float | None, *, maximize: bool, advance: bool
-    ) -> None:
-        """Run a kernel over all rows."""
+    ) -> Prepared:
+        """A kernel's call that knows these numbers."""
         own = self.calls.get(kernel)
         if own is None:
             own = self.calls[kernel] = self.prepare(kernel)
-        call = own.call
         if own.values is not values or own.bound != bound or own.maximize != maximize:
+            call = own.call
             own.pack(own.hyper, 0, *kernel.numbers(values))
             call.sign, call.bound = -1.0 if maximize else 1.0, math.inf if bound is None else bound
             call.advance = advance
             own.values, own.bound, own.maximize = values, bound, maximize
-        call.scale, call.scales = self.scale, address(self.scales)
+        return own
+
+    def call(
+        self, kernel: Kernel, values: Values, bound: float | None, *, maximize: bool, advance: bool
+    ) -> None:
+        """Run a kernel over all rows."""
+        own = self.ready(kernel, values, bound, maximize=maximize, advance=advance)
+        call = own.call
+        call.scale, call.scales = self.scale, self.scales and address(self.scales)
         call.threads = threads_for(self.entries)
         if self.units is None:
             own.run(own.place)
@@ -289,6 +302,11 @@ class Table:
         """Step every row."""
         self.call(self.kernel, values, bound, maximize=maximize, advance=True)
         torch.autograd.graph.increment_version(self.params)
+
+    def whole(self) -> Whole:
+        """What steps all rows as `run` did last, with another norm of the gradients."""
+        squares, own = self.library.squares, self.calls[self.kernel]
+        return Whole(entry(squares), self.norms_place, entry(own.run), own.place)
 
     def newest(self) -> float:
         """The most updates that a row's state has absorbed."""

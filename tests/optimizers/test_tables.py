@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from collections import defaultdict
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import optimizers
 from optimizers import clipping, schedules
+from optimizers.repeat import Repeat
 from tests.optimizers.helpers import drive, generator, problem
 from tests.optimizers.test_engines import BY_ENGINE, close, expected
 
@@ -195,6 +197,10 @@ GROUP_CHANGES = {
     "eps": lambda opt, group: group.update(eps=0.1),
     "clip": lambda opt, group: setattr(opt, "clip", clipping.Clip("clip_value", 0.1)),
     "clip rows": lambda opt, group: setattr(opt, "clip", clipping.Clip("clip_per_layer", 0.1)),
+    "other groups": lambda opt, group: setattr(opt, "param_groups", [{**group, "lr": 0.07}]),
+    "other state": lambda opt, group: setattr(
+        opt, "state", defaultdict(dict, {p: {} for p in opt.state})
+    ),
     "schedule": lambda opt, group: setattr(opt, "schedule", schedules.linear()),
     "initial_lr": lambda opt, group: torch.optim.lr_scheduler.ExponentialLR(opt, 0.5).step(),
 }
@@ -216,6 +222,30 @@ def test_every_change_between_steps_reaches_the_next(change):
     unchanged = nn.Parameter(start.clone())
     drive(optimizers.AdamW([unchanged], lr=0.02, weight_decay=0.3), unchanged, grads)
     assert not torch.equal(ends[0], unchanged)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adamw", "lion"])
+def test_steps_like_the_last_change_no_bit(monkeypatch, rule):
+    """Two groups, one of two dtypes, a norm over all of them, and a step that is skipped."""
+    start, grads = problem((64, 33), 8)
+    grads[4][3, 3] = torch.inf
+    ends, taken, real = [], [], Repeat.step
+    monkeypatch.setattr(Repeat, "step", lambda *args: (taken.append(args), real(*args))[1])
+    for forgets in (False, True):
+        dtypes = [torch.float32, torch.float64] * 2
+        params = [nn.Parameter(start.to(dtype, copy=True)) for dtype in dtypes]
+        groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.03}]
+        opt = optimizers.create(rule, groups, engine="compiled", clip_norm=0.1)
+        taken.clear()
+        for grad in grads:
+            opt._last = None if forgets else opt._last
+            for param in params:
+                param.grad = grad.to(param.dtype)
+            opt.step()
+        # but the first, and the one after the one that is skipped
+        assert (opt.skipped_steps, len(taken)) == (1, 0 if forgets else len(grads) - 2)
+        ends.append([*params, torch.tensor(opt.last_grad_norm)])
+    assert all(map(torch.equal, *ends))
 
 
 SCHEDULES = {
