@@ -60,8 +60,13 @@ def grams(grad: Tensor, state: State, weight: Scalar) -> State:
     return new
 
 
-def add_grams_(grad: Tensor, state: State, weight: Scalar, memory: Pair) -> None:
-    """As `grams`, in half the operations: left of the diagonal nothing is added (`complete_`)."""
+def add_grams_(
+    grad: Tensor, state: State, weight: Scalar, memory: Pair, keep: Scalar = 1.0
+) -> None:
+    """As `grams`, with ``keep`` times the old ones, in half the operations: nothing changes left of
+    the diagonal (`complete_`).
+    """
+    factors = {"beta": float(keep), "alpha": float(weight)}
     for dim in dims_of(state):
         gram, turned = state[f"gram_{dim}"], grad.movedim(dim, 0)
         if dim and grad.dim() > 2:
@@ -69,7 +74,7 @@ def add_grams_(grad: Tensor, state: State, weight: Scalar, memory: Pair) -> None
         rows = turned.flatten(1)
         for start in range(0, len(gram), STRIP):
             strip, rest = slice(start, start + STRIP), slice(start, None)
-            gram[strip, rest].addmm_(rows[strip], rows[rest].mT, alpha=float(weight))
+            gram[strip, rest].addmm_(rows[strip], rows[rest].mT, **factors)
 
 
 def complete(gram: Tensor) -> Tensor:

@@ -49,23 +49,24 @@ def along(state: State) -> int | None:
 
 
 def begin(state: State, hyper: Values, t: Scalar, memory: Pair | None) -> State:
-    """Gram matrices forget."""
+    """Gram matrices forget; where there is one slice, while its gradient is added."""
     decay, old = decay_of(hyper), {f"gram_{dim}": state[f"gram_{dim}"] for dim in dims_of(state)}
     if memory is None:
         return {name: gram * decay for name, gram in old.items()}
-    return {name: gram.mul_(decay) for name, gram in old.items()}
+    return {} if along(state) is None else {name: gram.mul_(decay) for name, gram in old.items()}
 
 
 def each(
     grad: Tensor, state: State, hyper: Values, t: Scalar, memory: Pair | None
 ) -> tuple[Tensor, State]:
     """A step in the present bases; the gradient enters them only afterwards."""
-    weight = 1 - decay_of(hyper)
+    decay = decay_of(hyper)
     added: State = {}
     if memory is None:
-        added = bases.grams(grad, state, weight)
+        added = bases.grams(grad, state, 1 - decay)
     else:
-        bases.add_grams_(grad, state, weight, memory)
+        keep = decay if along(state) is None else 1.0
+        bases.add_grams_(grad, state, 1 - decay, memory, keep)
     step = choose(
         t == 1,
         lambda: no_step(grad, state, memory is not None),
