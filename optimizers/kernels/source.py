@@ -219,8 +219,7 @@ class Writer:
             totals = [f"r{index}" for index in range(len(sums))]
             yield f"  double {', '.join(f'{total} = 0' for total in totals)};"
             clause = f" reduction(+ : {', '.join(totals)})"
-        yield "  for (i64 turn = 0; turn < n; turn += STRIP) {"
-        yield "  const i64 strip = place(turn, n);"
+        yield "  for (i64 strip = 0; strip < n; strip += STRIP) {"
         yield "  const i64 end = strip + STRIP < n ? strip + STRIP : n;"
         yield from (f"  ahead(c{index} + strip);" for index in columns)
         yield f"  OMP(omp simd{clause})"
