@@ -13,6 +13,7 @@ static void turn_by(X* __restrict turned, X* __restrict plain, i64 n, i64 any, b
   }
   for (i64 strip = 0; strip < n; strip += STRIP) {  // so few at once stay in the nearest cache
     const i64 end = strip + STRIP < n ? strip + STRIP : n;
+    for (i64 k = 0; k < count; k++) ahead(plain + strip * count + k * STRIP);
     for (i64 k = 0; k < count; k++)
       OMP(omp simd)
       for (i64 i = strip; i < end; i++) turned[k * n + i] = plain[i * count + k];
