@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from math import inf
 from operator import attrgetter
 from typing import Any, TypeAlias, overload
 
@@ -215,9 +216,14 @@ class Clip:
         """The bound on each entry, if that is the kind."""
         return self.limit if self.kind == "clip_value" else None
 
+    @property
+    def norm(self) -> float:
+        """The bound on the norm over all gradients; infinity for the other kinds."""
+        return self.limit if self.kind == "clip_norm" else inf
+
     def scale(self, total: float) -> float:
         """What multiplies all gradients alike; ``total`` is their norm."""
-        return norm_scale(total, self.limit) if self.kind == "clip_norm" else 1.0
+        return norm_scale(total, self.norm)
 
     def scales(
         self,

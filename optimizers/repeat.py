@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from itertools import chain
-from math import inf, isfinite
+from math import isfinite
 from operator import is_
 from typing import NamedTuple
 
@@ -46,14 +46,13 @@ class Repeat:
         self, key: tuple[object, ...], clip: Clip, rows: Sequence[Row], absent: Sequence[Tensor]
     ) -> None:
         self.key, self.rows, self.absent, self.bound = key, rows, absent, clip.value
-        self.limit = clip.limit if clip.kind == "clip_norm" else inf
         self.tables = [*chain.from_iterable(row.tables for row in rows)]
         self.largest = max(table.entries for table in self.tables)
         self.threads = threads_for(self.largest)
         self.unchanged = [table.watch.same for table in self.tables if table.watch is not None]
         self.params = [*chain.from_iterable(table.params for table in self.tables)]
         self.wholes = (Whole * len(self.tables))(*(table.whole() for table in self.tables))
-        self.arguments = len(self.tables), ctypes.addressof(self.wholes), self.limit
+        self.arguments = len(self.tables), ctypes.addressof(self.wholes), clip.norm
         self.run = self.tables[0].library.step
         self.told: list[Values] = []
 

@@ -88,9 +88,7 @@ class Norms(ctypes.Structure):
 class Whole(ctypes.Structure):
     """What steps a table with all that its gradients need; see ``runtime.h``."""
 
-    _fields_: ClassVar[Any] = [
-        (name, c_void_p) for name in ("squares", "norms", "run", "call")
-    ]  # fmt: skip
+    _fields_: ClassVar[Any] = [(name, c_void_p) for name in ("squares", "norms", "run", "call")]
 
 
 @dataclass(frozen=True, eq=False)

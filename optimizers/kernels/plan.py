@@ -90,13 +90,7 @@ class Plan:
             (self.wish is wish or self.wish == wish)
             and len(params) == len(self.params)
             and all(map(is_, params, self.params))
-            and self.same()
-        )
-
-    def same(self) -> bool:
-        """Whether everything is of the kind it was, if parameters and states are the same."""
-        return (
-            not (self.absent and any(param.grad is not None for param in self.absent))
+            and not (self.absent and any(param.grad is not None for param in self.absent))
             and not (self.rest and any(param.grad is None for param in self.rest))
             and all(map(Table.same, self.tables))
         )

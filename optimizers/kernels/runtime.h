@@ -26,8 +26,7 @@ static const bool STOPS_AT_PAGES = false;
 #define STRIP 64
 #define DISTANCE 512
 // To GCC, asking changes nothing and returns nothing, and so it drops the call of a function that only asks.
-#define INLINE __attribute__((always_inline)) static inline
-template <class X> INLINE void ahead(const X* x) {
+template <class X> __attribute__((always_inline)) static inline void ahead(const X* x) {
   if (STOPS_AT_PAGES)
     for (int byte = 0; byte < (int)(STRIP * sizeof(X)); byte += 64)
       __builtin_prefetch((const char*)(x + DISTANCE) + byte, 0, 3);

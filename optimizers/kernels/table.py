@@ -144,10 +144,6 @@ class Prepared:
     place: int  # of the call in memory
     pack: Callable[..., None]
     hyper: array[float]
-    # what it was told last
-    values: Values | None = None
-    bound: float | None = None
-    maximize: bool = False
 
 
 class Table:
@@ -267,12 +263,9 @@ class Table:
         own = self.calls.get(kernel)
         if own is None:
             own = self.calls[kernel] = self.prepare(kernel)
-        if own.values is not values or own.bound != bound or own.maximize != maximize:
-            call = own.call
-            own.pack(own.hyper, 0, *kernel.numbers(values))
-            call.sign, call.bound = -1.0 if maximize else 1.0, math.inf if bound is None else bound
-            call.advance = advance
-            own.values, own.bound, own.maximize = values, bound, maximize
+        own.pack(own.hyper, 0, *kernel.numbers(values))
+        own.call.sign = -1.0 if maximize else 1.0
+        own.call.bound, own.call.advance = math.inf if bound is None else bound, advance
         return own
 
     def call(
@@ -281,7 +274,7 @@ class Table:
         """Run a kernel over all rows."""
         own = self.ready(kernel, values, bound, maximize=maximize, advance=advance)
         call = own.call
-        call.scale, call.scales = self.scale, self.scales and address(self.scales)
+        call.scale, call.scales = self.scale, address(self.scales)
         call.threads = threads_for(self.entries)
         if self.units is None:
             own.run(own.place)
