@@ -16,7 +16,7 @@ from optimizers.batch import Batch, seen, step_part, stepped, store, store_part
 from optimizers.core import DecayMode, State
 from optimizers.eager.program import Memory
 from optimizers.eager.repeated import Compute, Computed, Repeated
-from optimizers.parts import Blocks, Core, Known, Pass, Slices, follow
+from optimizers.parts import Blocks, Core, Known, Pass, Room, Slices, follow
 from optimizers.pieces import Piece, chunk, chunks, fit, slices_of
 from optimizers.precision import compute_dtype, widen
 
@@ -181,14 +181,14 @@ def in_slices(batch: Batch, slices: Slices) -> Step:
     def step(piece: Piece, noise: torch.Generator | None) -> None:
         dtype = compute_dtype(piece.param.dtype)
         first, second = space.take("parts", 2, piece.param, dtype)
-        memory = first, second
-        store(piece.state, slices.begin(piece.state, hyper, piece.t, memory))
+        room = Room(first, second, batch.reflect if piece.param.is_cpu else None)
+        store(piece.state, slices.begin(piece.state, hyper, piece.t, room))
         for part in own.parts(piece):
             grad = own.seen(part, first[: part.param.numel()].view(part.param.shape))
-            direction, state = slices.each(grad, part.state, hyper, part.t, memory)
+            direction, state = slices.each(grad, part.state, hyper, part.t, room)
             store(part.state, state)
             own.around.apply(part, direction, noise)
-        store(piece.state, slices.end(piece.state, hyper, piece.t, memory))
+        store(piece.state, slices.end(piece.state, hyper, piece.t, room))
 
     return step
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optimizers.core import DecayMode, Rule, Scalar, State, Values, add_scaled, advance
+from optimizers.parts import Reflect
 from optimizers.pieces import Piece
 from optimizers.precision import compute_dtype, narrow, widen
 
@@ -23,7 +24,7 @@ class Batch:
     precision parameters could not, ``stochastic`` rounds them at random. Parameters and gradients
     are real; a gradient that is still sparse has its rows updated alone. ``zeros`` says which of
     the rule's hyperparameters are zero. ``tables`` hold further parameters of the group, which
-    compiled kernels step.
+    compiled kernels step; ``reflect`` is as in `parts.Room`.
     """
 
     rule: Rule
@@ -40,6 +41,7 @@ class Batch:
     stochastic: bool = False
     zeros: tuple[bool, ...] = ()
     tables: Sequence[Any] = ()  # optimizers.kernels.table.Table, which comes after this
+    reflect: Reflect | None = None
 
     def piece(self, index: int) -> Piece:
         """One of the parameters."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +16,21 @@ if TYPE_CHECKING:
 
 Known: TypeAlias = dict[str, Any]  # numbers and tensors
 Pass: TypeAlias = "Callable[[Tensor, Tensor, State, Values, Scalar, Known], Known]"
-Pair: TypeAlias = tuple[Tensor, Tensor]
+Reflect: TypeAlias = "Callable[[Tensor, Tensor], None]"
+
+
+class Room(NamedTuple):
+    """Two vectors to work in, and what finds reflections by compiled code, if something does.
+
+    ``reflect(rows, inverses)`` makes rows of a matrix orthogonal, one after the other, and writes
+    the vectors of the reflections that do it over them: zeros before the diagonal, 1 on it.
+    ``inverses`` gets 1 over what a vector takes itself times. Where there is nothing to reflect,
+    the vector is zero and the inverse 1.
+    """
+
+    first: Tensor
+    second: Tensor
+    reflect: Reflect | None = None
 
 
 @dataclass(frozen=True)
@@ -108,20 +122,22 @@ class Slices:
     """An update whose slices along one dimension see each other through their common state alone.
 
     ``along(state)`` names the dimension; None: there is only one slice. ``begin(state, hyper, t,
-    memory) -> new_state`` comes before all slices, ``each(grad, state, hyper, t, memory) ->
+    room) -> new_state`` comes before all slices, ``each(grad, state, hyper, t, room) ->
     (direction, new_state)`` is the update of a slice, which sees what those before it made of the
     common state, and ``end`` is as ``begin`` and comes after them. State of the parameter's shape
     is cut with it.
 
-    All three are pure if ``memory`` is None. Else it is a pair of vectors, each with at least as
-    many entries as a slice has; what is computed lies there, the gradient in the beginning of the
-    first and in the end the direction, and state is written over.
+    All three are pure if ``room`` is None. Else each of its vectors has at least as many entries as
+    a slice has; what is computed lies there, the gradient in the beginning of the first and in the
+    end the direction, and state is written over. ``bases(state)`` are the sizes of the matrices
+    that ``room.reflect`` is wanted for.
     """
 
-    begin: Callable[[State, Values, Scalar, Pair | None], State]
-    each: Callable[[Tensor, State, Values, Scalar, Pair | None], tuple[Tensor, State]]
-    end: Callable[[State, Values, Scalar, Pair | None], State]
+    begin: Callable[[State, Values, Scalar, Room | None], State]
+    each: Callable[[Tensor, State, Values, Scalar, Room | None], tuple[Tensor, State]]
+    end: Callable[[State, Values, Scalar, Room | None], State]
     along: Callable[[State], int | None]
+    bases: Callable[[State], Sequence[int]]
 
     def update(
         self, grad: Tensor, param: Tensor, state: State, hyper: Values, t: Scalar

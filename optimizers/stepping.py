@@ -51,6 +51,7 @@ def batch_of(clip: Clip, group: Mapping[str, Any], hyper: Values, plan: Plan) ->
         stochastic=wish.low_precision == "stochastic",
         zeros=wish.zeros,
         tables=plan.tables,
+        reflect=plan.reflect,
     )
     plan.batch = None if plan.rest else batch
     return batch

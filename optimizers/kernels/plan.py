@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from optimizers.batch import Batch
@@ -16,6 +18,7 @@ from optimizers.kernels import policy
 from optimizers.kernels.around import AroundTable
 from optimizers.kernels.build import NoKernel, tell_once
 from optimizers.kernels.kernel import kernel_of
+from optimizers.kernels.reflect import Reflections, reflect_by
 from optimizers.kernels.source import Form
 from optimizers.kernels.table import (
     CONTIGUOUS,
@@ -29,9 +32,11 @@ from optimizers.kernels.table import (
     takes,
 )
 from optimizers.kernels.trace import Layout, Untraceable, shape_of
-from optimizers.parts import Core
+from optimizers.parts import Core, Reflect
 from optimizers.precision import HALF, compute_dtype
 from optimizers.scheduling import zero_pattern
+
+X = TypeVar("X")
 
 
 class Wish(NamedTuple):
@@ -68,17 +73,19 @@ class Plan:
     rest: list[Tensor] = field(default_factory=list)
     absent: list[Tensor] = field(default_factory=list)
     found: dict[Signature, list[Tensor]] = field(default_factory=dict)  # waiting for `build`
+    bases: list[tuple[torch.dtype, int]] = field(default_factory=list)  # of the rest, and how large
+    reflect: Reflect | None = None
 
     def build(self, *, use: bool) -> None:
         """Make tables of what was found, or leave it to the eager engine."""
+        if self.bases and use:
+            self.reflect = or_none(partial(reflect_by, reflections(self.bases)))
         if not self.found:
             return
         for signature, params in self.found.items() if use else ():
-            try:
-                kind = Table if signature.middle is None else AroundTable
-                self.tables.append(kind(signature, params, [*map(GRAD, params)]))
-            except NoKernel as error:
-                tell_once(f"optimizers run without compiled kernels: {error}")
+            kind = Table if signature.middle is None else AroundTable
+            table = or_none(partial(kind, signature, params, [*map(GRAD, params)]))
+            self.tables += [] if table is None else [table]
         taken = {id(param) for table in self.tables for param in table.params}
         gone = {id(param) for param in self.absent}
         self.rest = [p for p in self.params if id(p) not in taken and id(p) not in gone]
@@ -94,6 +101,20 @@ class Plan:
             and not (self.rest and any(param.grad is None for param in self.rest))
             and all(map(Table.same, self.tables))
         )
+
+
+def or_none(make: Callable[[], X]) -> X | None:
+    """What needs a compiler, or None where that fails; says so once."""
+    try:
+        return make()
+    except NoKernel as error:
+        tell_once(f"optimizers run without compiled kernels: {error}")
+        return None
+
+
+def reflections(bases: Iterable[tuple[torch.dtype, int]]) -> list[Reflections]:
+    """What bases of these precisions need."""
+    return [*map(Reflections, dict.fromkeys(dtype for dtype, _ in bases))]
 
 
 class Signatures:
@@ -184,6 +205,11 @@ def sort_params(
             plan.rest.append(param)
         else:
             plan.found.setdefault(signature, []).append(param)
+    if wish.rule.slices is not None:
+        for param in plan.rest:
+            wide = compute_dtype(param.dtype)
+            sizes = wish.rule.slices.bases(wish.rule.state_layout(param.shape, wide, values))
+            plan.bases += [(wide, size) for size in sizes if param.is_cpu]
     return plan
 
 
@@ -225,8 +251,9 @@ class Planner:
         if self.held:
             return plans
         found = [item for plan in plans for item in plan.found.items()]
-        if found and self.use is None:
-            self.choose(groups, found, steps)
+        bases = [basis for plan in plans for basis in plan.bases]
+        if (found or bases) and self.use is None:
+            self.choose(groups, found, bases, steps)
         for plan in plans:
             plan.build(use=bool(self.use))
         self.known = plans
@@ -247,13 +274,16 @@ class Planner:
         self,
         groups: Sequence[dict[str, Any]],
         found: Sequence[tuple[Signature, list[Tensor]]],
+        bases: Sequence[tuple[torch.dtype, int]],
         steps: int | None,
     ) -> None:
         """Choose for the rest of the run, or go on with what it began with."""
         before = policy.chosen(groups[0]) if self.engine == "auto" else None
         engine = before or self.engine
-        signatures = list(dict.fromkeys(signature for signature, _ in found))
+        needs: list[Signature | Reflections] = [*dict.fromkeys(signature for signature, _ in found)]
+        needs += reflections(bases)
         params = [param for _, some in found for param in some]
-        self.use = policy.use_kernels(engine, signatures, params, steps)
+        saved = policy.saving(params, [size for _, size in bases])
+        self.use = policy.use_kernels(engine, needs, saved, steps)
         for group in groups if self.engine == "auto" else ():
             group[policy.CHOICE] = "compiled" if self.use else "eager"

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from optimizers.kernels.build import compiler
+from optimizers.kernels.reflect import Reflections
 from optimizers.kernels.table import Signature
 
 ENGINES = ("auto", "eager", "fused", "compiled")
@@ -25,6 +26,7 @@ CHOICE = "engine"  # the key in a param group
 
 # Seconds, measured with AdamW on two cores: what a kernel saves per step, and what it costs once.
 PER_ENTRY, PER_TENSOR, COMPILATION = 1e-9, 2e-5, 2.0
+PER_CUBE = 1e-12  # measured with SOAP: of a basis that is refreshed every ten steps
 ASSUMED_STEPS = 100  # of a run whose length is not known
 
 
@@ -34,24 +36,32 @@ def check_engine(owner: str, name: object) -> None:
         raise ValueError(f"{owner}: engine={name!r} is not valid; allowed: {', '.join(ENGINES)}")
 
 
-def pays(signatures: Sequence[Signature], params: Sequence[Tensor], steps: int | None) -> bool:
-    """Whether compiling saves more than it costs, for a run of so many steps (None: unknown)."""
+def saving(params: Sequence[Tensor], bases: Sequence[int] = ()) -> float:
+    """Seconds that kernels for parameters, and for bases of these sizes, save per step."""
     entries = sum(param.numel() for param in params)
-    saved = PER_ENTRY * entries + PER_TENSOR * len(params)
-    return saved * (ASSUMED_STEPS if steps is None else steps) > COMPILATION * len(signatures)
+    cubes = sum(size**3 for size in bases)
+    return PER_ENTRY * entries + PER_TENSOR * len(params) + PER_CUBE * cubes
+
+
+def pays(count: int, saved: float, steps: int | None) -> bool:
+    """Whether so many kernels save more than they cost, in a run of so many steps (None: unknown).
+
+    ``saved`` is per step, in seconds.
+    """
+    return saved * (ASSUMED_STEPS if steps is None else steps) > COMPILATION * count
 
 
 def use_kernels(
-    engine: str, signatures: Sequence[Signature], params: Sequence[Tensor], steps: int | None
+    engine: str, needs: Sequence[Signature | Reflections], saved: float, steps: int | None
 ) -> bool:
-    """Whether an engine runs these parameters by kernels, compiling them if need be."""
+    """Whether an engine runs what has these needs by kernels, compiling them if need be."""
     if engine == "compiled":
         return True
-    if engine == "eager" or not signatures:
+    if engine == "eager" or not needs:
         return False
-    if all(kernel.ready for signature in signatures for kernel in signature.kernels):
+    if all(kernel.ready for need in needs for kernel in need.kernels):
         return True
-    return engine == "auto" and compiler() is not None and pays(signatures, params, steps)
+    return engine == "auto" and compiler() is not None and pays(len(needs), saved, steps)
 
 
 def chosen(group: dict[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ and ``exp_avg_sq`` in the bases. Rows of a basis are eigenvectors, in which form
 needs no copy of it.
 
 The functions whose name ends in ``_`` write over what they are given, and make all that they need
-in a pair of vectors with ``memory``; the others are pure, and run under ``torch.func.vmap``.
+in a ``room``; the others are pure, and run under ``torch.func.vmap``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from optimizers.core import Scalar, State
-from optimizers.parts import Pair
+from optimizers.parts import Room
 from optimizers.pieces import fit
+from optimizers.rules import reflections
 
 STRIP = 192  # rows of a product of which only the part right of the diagonal is needed
 
@@ -27,28 +28,33 @@ def dims_of(state: State) -> Iterator[int]:
     yield from (int(name.removeprefix("gram_")) for name in state if name.startswith("gram_"))
 
 
+def sizes_of(state: State) -> list[int]:
+    """Those of all bases."""
+    return [len(state[f"basis_{dim}"]) for dim in dims_of(state)]
+
+
 def rotate(
-    tensor: Tensor, state: State, *, back: bool = False, memory: Pair | None = None
+    tensor: Tensor, state: State, *, back: bool = False, room: Room | None = None
 ) -> Tensor:
     """A tensor in the bases of its dimensions, or back from them.
 
-    With memory, which the tensor may lie in, it is made there in turns.
+    In a room, where the tensor may lie, it is made in one vector and the other by turns.
     """
     for dim in range(tensor.dim()):
         # one dimension is contracted away in front, and comes back behind the others
         if f"basis_{dim}" in state:
             basis = state[f"basis_{dim}"]
             rows, rest = tensor.flatten(1).mT, tensor.shape[1:]
-            out = None if memory is None else other(memory, tensor)[: rows.numel()].view(rows.shape)
+            out = None if room is None else other(room, tensor)[: rows.numel()].view(rows.shape)
             tensor = torch.mm(rows, basis if back else basis.mT, out=out).view(*rest, len(basis))
         else:
             tensor = tensor.movedim(0, -1)
     return tensor
 
 
-def other(memory: Pair, tensor: Tensor) -> Tensor:
+def other(room: Room, tensor: Tensor) -> Tensor:
     """The one of two vectors that a tensor does not lie in."""
-    return memory[tensor.data_ptr() == memory[0].data_ptr()]
+    return room.second if tensor.data_ptr() == room.first.data_ptr() else room.first
 
 
 def grams(grad: Tensor, state: State, weight: Scalar) -> State:
@@ -61,7 +67,7 @@ def grams(grad: Tensor, state: State, weight: Scalar) -> State:
 
 
 def add_grams_(
-    grad: Tensor, state: State, weight: Scalar, memory: Pair, keep: Scalar = 1.0
+    grad: Tensor, state: State, weight: Scalar, room: Room, keep: Scalar = 1.0
 ) -> None:
     """As `grams`, with ``keep`` times the old ones, in half the operations: nothing changes left of
     the diagonal (`complete_`).
@@ -70,7 +76,7 @@ def add_grams_(
     for dim in dims_of(state):
         gram, turned = state[f"gram_{dim}"], grad.movedim(dim, 0)
         if dim and grad.dim() > 2:
-            turned = other(memory, grad)[: grad.numel()].view(turned.shape).copy_(turned)
+            turned = other(room, grad)[: grad.numel()].view(turned.shape).copy_(turned)
         rows = turned.flatten(1)
         for start in range(0, len(gram), STRIP):
             strip, rest = slice(start, start + STRIP), slice(start, None)
@@ -114,48 +120,51 @@ def first(state: State) -> State:
         gram = rows.mT @ rows if is_long(rows) else complete(state[f"gram_{dim}"])
         basis = torch.linalg.eigh(gram).eigenvectors.flip(-1).mT
         if is_long(rows):
-            reflections, scales = torch.geqrf((basis @ rows.mT).mT)
-            others = reflections.new_zeros(len(rows), len(rows) - rows.shape[1])
-            whole = torch.cat([reflections, others], dim=1)
+            vectors, scales = torch.geqrf((basis @ rows.mT).mT)
+            others = vectors.new_zeros(len(rows), len(rows) - rows.shape[1])
+            whole = torch.cat([vectors, others], dim=1)
             basis = torch.linalg.householder_product(whole, scales).mT
         new[f"basis_{dim}"] = basis
     return new
 
 
-def first_(state: State, memory: Pair) -> None:
+def first_(state: State, room: Room) -> None:
     """As `first`."""
     grad = state["exp_avg"]
     for dim in dims_of(state):
         gram, basis = state[f"gram_{dim}"], state[f"basis_{dim}"]
         rows = grad.movedim(dim, 0).flatten(1)
         if is_long(rows):
-            span_(basis, rows, memory)
+            span_(basis, rows, room)
         else:
-            eigenvectors_(complete_(gram), basis, memory)
+            eigenvectors_(complete_(gram), basis, room)
     grad.zero_()
 
 
-def eigenvectors_(gram: Tensor, out: Tensor, memory: Pair) -> None:
+def eigenvectors_(gram: Tensor, out: Tensor, room: Room) -> None:
     """Those of a Gram matrix, as rows, largest eigenvalue first."""
     torch.linalg.eigh(gram, out=(gram.new_empty(len(gram)), out.mT))
     order = torch.arange(len(gram) - 1, -1, -1, device=gram.device)
-    reorder_(out, 0, order, 1, memory)
+    reorder_(out, 0, order, 1, room)
 
 
-def span_(basis: Tensor, rows: Tensor, memory: Pair) -> None:
+def span_(basis: Tensor, rows: Tensor, room: Room) -> None:
     """A basis that begins with the eigenvectors of the Gram matrix of many short rows."""
     size = rows.shape[1]
-    small, vectors = (vector[: size * size].view(size, size) for vector in memory)
+    small, vectors = (vector[: size * size].view(size, size) for vector in room[:2])
     torch.mm(rows.mT, rows, out=small)
-    eigenvectors_(small, vectors, (small.flatten(), small.flatten()))
+    eigenvectors_(small, vectors, Room(small.flatten(), small.flatten()))
     torch.mm(vectors, rows.mT, out=basis[:size])
-    orthonormalize_(basis, size)
+    orthonormalize_(basis, size, room)
 
 
-def orthonormalize_(basis: Tensor, size: int) -> None:
+def orthonormalize_(basis: Tensor, size: int, room: Room) -> None:
     """Make a basis of its first rows, and of whatever is orthogonal to them."""
-    reflections, scales = basis[:size].mT, basis.new_empty(size)
-    torch.geqrf(reflections, out=(reflections, scales))
+    if room.reflect is not None and size == len(basis) and basis.is_contiguous():
+        reflections.orthonormalize_(basis, room)
+        return
+    vectors, scales = basis[:size].mT, basis.new_empty(size)
+    torch.geqrf(vectors, out=(vectors, scales))
     torch.linalg.householder_product(basis.mT, scales, out=basis.mT)
 
 
@@ -173,44 +182,44 @@ def refreshed(state: State) -> State:
     return new
 
 
-def refresh_(state: State, along: int | None, memory: Pair) -> None:
+def refresh_(state: State, along: int | None, room: Room) -> None:
     """As `refreshed`; a dimension without a basis may tell ``along`` what to cut moments."""
-    turn_(state, along, memory, back=True)
+    turn_(state, along, room, back=True)
     for dim in dims_of(state):
         basis = state[f"basis_{dim}"]
-        sizes = power_(basis, complete_(state[f"gram_{dim}"]), memory)
+        sizes = power_(basis, complete_(state[f"gram_{dim}"]), room)
         order = torch.argsort(sizes, descending=True)
-        reorder_(state["exp_avg_sq"], dim, order, int(not dim) if along is None else along, memory)
-        reorder_(basis, 0, order, 1, memory)
-        orthonormalize_(basis, len(basis))
-    turn_(state, along, memory)
+        reorder_(state["exp_avg_sq"], dim, order, int(not dim) if along is None else along, room)
+        reorder_(basis, 0, order, 1, room)
+        orthonormalize_(basis, len(basis), room)
+    turn_(state, along, room)
 
 
-def turn_(state: State, along: int | None, memory: Pair, *, back: bool = False) -> None:
+def turn_(state: State, along: int | None, room: Room, *, back: bool = False) -> None:
     """Move the mean of the gradients into the bases, or back from them."""
     mean = state["exp_avg"]
-    for part in [mean] if along is None else fitting(mean, along, memory):
-        part.copy_(rotate(part, state, back=back, memory=memory))
+    for part in [mean] if along is None else fitting(mean, along, room):
+        part.copy_(rotate(part, state, back=back, room=room))
 
 
-def power_(basis: Tensor, gram: Tensor, memory: Pair) -> Tensor:
+def power_(basis: Tensor, gram: Tensor, room: Room) -> Tensor:
     """Multiply the rows of a basis by a Gram matrix; returns what it makes of their lengths."""
     sizes = []
-    for rows in fitting(basis, 0, memory):
-        power, product = (vector[: rows.numel()].view(rows.shape) for vector in memory)
+    for rows in fitting(basis, 0, room):
+        power, product = (vector[: rows.numel()].view(rows.shape) for vector in room[:2])
         torch.mm(rows, gram, out=power)
         sizes.append(torch.mul(rows, power, out=product).sum(1))
         rows.copy_(power)
     return torch.cat(sizes)
 
 
-def reorder_(tensor: Tensor, dim: int, order: Tensor, along: int, memory: Pair) -> None:
+def reorder_(tensor: Tensor, dim: int, order: Tensor, along: int, room: Room) -> None:
     """Bring a dimension into an order, slice by slice along another."""
-    for part in fitting(tensor, along, memory):
-        out = memory[0][: part.numel()].view(part.shape)
+    for part in fitting(tensor, along, room):
+        out = room.first[: part.numel()].view(part.shape)
         part.copy_(torch.index_select(part, dim, order, out=out))
 
 
-def fitting(tensor: Tensor, along: int, memory: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Slices along a dimension that fit the memory."""
-    return torch.split(tensor, fit(tensor.shape, along, len(memory[0])), along)
+def fitting(tensor: Tensor, along: int, room: Room) -> Sequence[Tensor]:
+    """Slices along a dimension that fit the room."""
+    return torch.split(tensor, fit(tensor.shape, along, len(room.first)), along)

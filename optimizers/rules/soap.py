@@ -30,7 +30,7 @@ from optimizers.core import (
     ema_square,
     where,
 )
-from optimizers.parts import Pair, Slices
+from optimizers.parts import Room, Slices
 from optimizers.rules import bases
 from optimizers.rules.bases import dims_of, rotate
 from optimizers.rules.ranges import BETAS, beta, epsilon, learning_rate, weight_decay
@@ -48,29 +48,29 @@ def along(state: State) -> int | None:
     return next((dim for dim in range(state["exp_avg"].dim()) if dim not in based), None)
 
 
-def begin(state: State, hyper: Values, t: Scalar, memory: Pair | None) -> State:
+def begin(state: State, hyper: Values, t: Scalar, room: Room | None) -> State:
     """Gram matrices forget; where there is one slice, while its gradient is added."""
     decay, old = decay_of(hyper), {f"gram_{dim}": state[f"gram_{dim}"] for dim in dims_of(state)}
-    if memory is None:
+    if room is None:
         return {name: gram * decay for name, gram in old.items()}
     return {} if along(state) is None else {name: gram.mul_(decay) for name, gram in old.items()}
 
 
 def each(
-    grad: Tensor, state: State, hyper: Values, t: Scalar, memory: Pair | None
+    grad: Tensor, state: State, hyper: Values, t: Scalar, room: Room | None
 ) -> tuple[Tensor, State]:
     """A step in the present bases; the gradient enters them only afterwards."""
     decay = decay_of(hyper)
     added: State = {}
-    if memory is None:
+    if room is None:
         added = bases.grams(grad, state, 1 - decay)
     else:
         keep = decay if along(state) is None else 1.0
-        bases.add_grams_(grad, state, 1 - decay, memory, keep)
+        bases.add_grams_(grad, state, 1 - decay, room, keep)
     step = choose(
         t == 1,
-        lambda: no_step(grad, state, memory is not None),
-        lambda: adam_step(grad, state, hyper, t - 1, memory),
+        lambda: no_step(grad, state, room is not None),
+        lambda: adam_step(grad, state, hyper, t - 1, room),
     )
     return step.pop("direction"), {**added, **step}
 
@@ -83,16 +83,20 @@ def no_step(grad: Tensor, state: State, over: bool) -> State:
     return {"direction": grad.zero_() if over else torch.zeros_like(grad), **kept}
 
 
-def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar, memory: Pair | None) -> State:
+def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar, room: Room | None) -> State:
     """Adam in the bases; ``t`` counts the steps that moved something."""
-    rotated = rotate(grad, state, memory=memory)
-    exp_avg, exp_avg_sq = averaged(rotated, state, hyper, memory is not None)
+    rotated = rotate(grad, state, room=room)
+    exp_avg, exp_avg_sq = averaged(rotated, state, hyper, room is not None)
     t = where(t < 1, 1.0, t)
     correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
-    root = torch.sqrt(exp_avg_sq, out=None if memory is None else rotated)
-    scaled = root.add_(hyper.eps).reciprocal_().mul_(exp_avg).mul_(correction)
+    root = torch.sqrt(exp_avg_sq, out=None if room is None else rotated).add_(hyper.eps)
+    if room is None:
+        scaled = exp_avg / root * correction
+    else:  # in one pass
+        zero = root.new_zeros(())
+        scaled = torch.addcdiv(zero, exp_avg, root, value=float(correction), out=root)
     return {
-        "direction": rotate(scaled, state, back=True, memory=memory),
+        "direction": rotate(scaled, state, back=True, room=room),
         "exp_avg": exp_avg,
         "exp_avg_sq": exp_avg_sq,
     }
@@ -112,10 +116,10 @@ def moments_of(state: State) -> State:
     return {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
 
 
-def end(state: State, hyper: Values, t: Scalar, memory: Pair | None) -> State:
+def end(state: State, hyper: Values, t: Scalar, room: Room | None) -> State:
     """New bases in the first step, and whenever they are due."""
     start, due = t == 1, (t - 1) % hyper.precondition_frequency == 0
-    if memory is None:
+    if room is None:
         kept = {key: value for key, value in state.items() if not key.startswith("gram")}
         return choose(
             start,
@@ -123,13 +127,13 @@ def end(state: State, hyper: Values, t: Scalar, memory: Pair | None) -> State:
             lambda: choose(due, lambda: kept | bases.refreshed(state), lambda: kept),
         )
     if start:
-        bases.first_(state, memory)
+        bases.first_(state, room)
     elif due:
-        bases.refresh_(state, along(state), memory)
+        bases.refresh_(state, along(state), room)
     return {}
 
 
-SLICES = Slices(begin=begin, each=each, end=end, along=along)
+SLICES = Slices(begin=begin, each=each, end=end, along=along, bases=bases.sizes_of)
 
 
 def init(param: Tensor, hyper: Values) -> State:

@@ -130,7 +130,7 @@ def test_auto_goes_on_as_it_began(cache):
 )
 def test_when_compiling_pays(entries, tensors, steps, worth):
     params = [torch.empty(entries // tensors, device="meta")] * tensors
-    assert policy.pays([None], params, steps) == worth
+    assert policy.pays(1, policy.saving(params), steps) == worth
 
 
 # Where they are kept ------------------------------------------------------------------------------
