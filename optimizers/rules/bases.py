@@ -40,15 +40,21 @@ def rotate(
 
     In a room, where the tensor may lie, it is made in one vector and the other by turns.
     """
-    for dim in range(tensor.dim()):
-        # one dimension is contracted away in front, and comes back behind the others
-        if f"basis_{dim}" in state:
-            basis = state[f"basis_{dim}"]
-            rows, rest = tensor.flatten(1).mT, tensor.shape[1:]
-            out = None if room is None else other(room, tensor)[: rows.numel()].view(rows.shape)
-            tensor = torch.mm(rows, basis if back else basis.mT, out=out).view(*rest, len(basis))
+    based = [dim for dim in range(tensor.dim()) if f"basis_{dim}" in state]
+    for dim in reversed(range(tensor.dim())):
+        # the last dimension comes to the front; BLAS likes to have the long one on the left
+        if dim not in based:
+            tensor = tensor.movedim(-1, 0)
+            continue
+        basis = state[f"basis_{dim}"].mT if back else state[f"basis_{dim}"]
+        columns, rest = tensor.flatten(0, -2).mT, tensor.shape[:-1]
+        out = None if room is None else other(room, tensor)[: columns.numel()]
+        if dim and dim == based[0]:  # others are moved only, so that nothing is in the end
+            out = None if out is None else out.view(columns.mT.shape)
+            tensor = torch.mm(columns.mT, basis.mT, out=out).view(*rest, len(basis)).movedim(-1, 0)
         else:
-            tensor = tensor.movedim(0, -1)
+            out = None if out is None else out.view(columns.shape)
+            tensor = torch.mm(basis, columns, out=out).view(len(basis), *rest)
     return tensor
 
 

@@ -32,7 +32,7 @@ from optimizers.core import (
 )
 from optimizers.parts import Room, Slices
 from optimizers.rules import bases
-from optimizers.rules.bases import dims_of, rotate
+from optimizers.rules.bases import dims_of, other, rotate
 from optimizers.rules.ranges import BETAS, beta, epsilon, learning_rate, weight_decay
 
 
@@ -85,30 +85,34 @@ def no_step(grad: Tensor, state: State, over: bool) -> State:
 
 def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar, room: Room | None) -> State:
     """Adam in the bases; ``t`` counts the steps that moved something."""
-    rotated = rotate(grad, state, room=room)
-    exp_avg, exp_avg_sq = averaged(rotated, state, hyper, room is not None)
-    t = where(t < 1, 1.0, t)
-    correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
-    root = torch.sqrt(exp_avg_sq, out=None if room is None else rotated).add_(hyper.eps)
-    if room is None:
-        scaled = exp_avg / root * correction
-    else:  # in one pass
-        zero = root.new_zeros(())
-        scaled = torch.addcdiv(zero, exp_avg, root, value=float(correction), out=root)
-    return {
-        "direction": rotate(scaled, state, back=True, room=room),
-        "exp_avg": exp_avg,
-        "exp_avg_sq": exp_avg_sq,
-    }
+    rotated, moments = rotate(grad, state, room=room), moments_of(state)
+    if room is not None and all(moment.is_contiguous() for moment in moments.values()):
+        scaled = adam_(rotated, moments, hyper, max(float(t), 1.0), room)
+    else:
+        moments = {
+            "exp_avg": ema(moments["exp_avg"], rotated, hyper.beta1),
+            "exp_avg_sq": ema_square(moments["exp_avg_sq"], rotated, hyper.beta2),
+        }
+        t = where(t < 1, 1.0, t)
+        correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
+        scaled = moments["exp_avg"] / (moments["exp_avg_sq"].sqrt() + hyper.eps) * correction
+    return {"direction": rotate(scaled, state, back=True, room=room), **moments}
 
 
-def averaged(grad: Tensor, state: State, hyper: Values, over: bool) -> tuple[Tensor, Tensor]:
-    """Adam's moments, written ``over`` the old ones or new."""
-    exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
-    if not over:
-        return ema(exp_avg, grad, hyper.beta1), ema_square(exp_avg_sq, grad, hyper.beta2)
-    exp_avg.lerp_(grad, 1 - hyper.beta1)
-    return exp_avg, exp_avg_sq.mul_(hyper.beta2).addcmul_(grad, grad, value=1 - hyper.beta2)
+def adam_(grad: Tensor, moments: State, hyper: Values, t: float, room: Room) -> Tensor:
+    """As the rest of `adam_step`, over the moments: torch's fused Adam makes a step of size 1 from
+    zero in one pass. Its eps comes after the correction of the mean of squares.
+    """
+    direction = other(room, grad)[: grad.numel()].view(grad.shape).zero_()
+    arrays = direction, grad, moments["exp_avg"], moments["exp_avg_sq"]
+    param, gradient, exp_avg, exp_avg_sq = ([array] for array in arrays)
+    count = torch.full((), t, dtype=torch.float32, device=grad.device)
+    torch._fused_adam_(
+        param, gradient, exp_avg, exp_avg_sq, [], [count],
+        lr=-1.0, beta1=hyper.beta1, beta2=hyper.beta2, weight_decay=0.0,
+        eps=hyper.eps / bias_correction(hyper.beta2, t) ** 0.5, amsgrad=False, maximize=False,
+    )  # fmt: skip
+    return direction
 
 
 def moments_of(state: State) -> State:
