@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import isqrt
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -31,6 +32,10 @@ class Room(NamedTuple):
     first: Tensor
     second: Tensor
     reflect: Reflect | None = None
+
+    def side(self, most: int) -> int:
+        """How many rows a square has at most that fits a vector, and has no more than ``most``."""
+        return min(most, isqrt(len(self.first)))
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,16 @@ static void apply(T* x, const T* rows, i64 stride, i64 n, i64 first, i64 last, c
 
 // Makes x, which is number `own`, the vector of the reflection that leaves nothing behind that entry of it.
 static void find(T* x, i64 own, i64 n, T* inverse) {
-  double squares = 0;  // of float32 it holds all that there are
+  double most = 0, squares = 0;
+  OMP(omp simd reduction(max : most))
+  for (i64 i = own; i < n; i++) most = magnitude(x[i]) > most ? magnitude(x[i]) : most;
+  const double unit = 1 / most;  // squares of it hold
   OMP(omp simd reduction(+ : squares))
-  for (i64 i = own + 1; i < n; i++) squares += (double)x[i] * x[i];
-  const bool idle = squares == 0;
-  const double length = root(squares + (double)x[own] * x[own]);
-  const double beta = x[own] > 0 ? -length : length, left = x[own] - beta;
-  for (i64 i = own + 1; i < n; i++) x[i] = idle ? 0 : (T)(x[i] / left);
+  for (i64 i = own + 1; i < n; i++) squares += (x[i] * unit) * (x[i] * unit);
+  const bool idle = !(squares > 0);
+  const double length = most * root(squares + (x[own] * unit) * (x[own] * unit));
+  const double beta = x[own] > 0 ? -length : length, left = x[own] - beta, scale = 1 / left;
+  for (i64 i = own + 1; i < n; i++) x[i] = idle ? 0 : (T)(x[i] * scale);
   for (i64 i = 0; i < own; i++) x[i] = 0;
   x[own] = !idle;
   *inverse = idle ? 1 : (T)(-beta / left);

@@ -41,7 +41,7 @@ def rotate(
     In a room, where the tensor may lie, it is made in one vector and the other by turns.
     """
     based = [dim for dim in range(tensor.dim()) if f"basis_{dim}" in state]
-    for dim in reversed(range(tensor.dim())):
+    for dim in reversed(range(tensor.dim() if based else 0)):
         # the last dimension comes to the front; BLAS likes to have the long one on the left
         if dim not in based:
             tensor = tensor.movedim(-1, 0)
@@ -94,12 +94,14 @@ def complete(gram: Tensor) -> Tensor:
     return gram.triu() + gram.triu(1).mT
 
 
-def complete_(gram: Tensor) -> Tensor:
+def complete_(gram: Tensor, room: Room) -> Tensor:
     """As `complete`."""
-    for start in range(0, len(gram), STRIP):
-        strip, rest = slice(start, start + STRIP), slice(start + STRIP, None)
+    side = room.side(STRIP)
+    for start in range(0, len(gram), side):
+        strip, rest = slice(start, start + side), slice(start + side, None)
         square = gram[strip, strip]
-        square.copy_(complete(square))
+        above = torch.triu(square, 1, out=room.first[: square.numel()].view(square.shape))
+        square.triu_().add_(above.mT)
         gram[rest, strip].copy_(gram[strip, rest].mT)
     return gram
 
@@ -143,7 +145,7 @@ def first_(state: State, room: Room) -> None:
         if is_long(rows):
             span_(basis, rows, room)
         else:
-            eigenvectors_(complete_(gram), basis, room)
+            eigenvectors_(complete_(gram, room), basis, room)
     grad.zero_()
 
 
@@ -166,8 +168,8 @@ def span_(basis: Tensor, rows: Tensor, room: Room) -> None:
 
 def orthonormalize_(basis: Tensor, size: int, room: Room) -> None:
     """Make a basis of its first rows, and of whatever is orthogonal to them."""
-    if room.reflect is not None and size == len(basis) and basis.is_contiguous():
-        reflections.orthonormalize_(basis, room)
+    if room.reflect is not None and basis.is_contiguous():
+        reflections.orthonormalize_(basis, size, room)
         return
     vectors, scales = basis[:size].mT, basis.new_empty(size)
     torch.geqrf(vectors, out=(vectors, scales))
@@ -193,7 +195,7 @@ def refresh_(state: State, along: int | None, room: Room) -> None:
     turn_(state, along, room, back=True)
     for dim in dims_of(state):
         basis = state[f"basis_{dim}"]
-        sizes = power_(basis, complete_(state[f"gram_{dim}"]), room)
+        sizes = power_(basis, complete_(state[f"gram_{dim}"], room), room)
         order = torch.argsort(sizes, descending=True)
         reorder_(state["exp_avg_sq"], dim, order, int(not dim) if along is None else along, room)
         reorder_(basis, 0, order, 1, room)

@@ -1,8 +1,8 @@
 """Orthonormal rows from Householder's reflections, in blocks of them (SOAP).
 
 A block is I - V' T V and takes three products (Schreiber, Van Loan, "A storage-efficient WY
-representation for products of Householder transformations", 1989). LAPACK does the same, but its
-blocks are narrow, and it finds them at a fiftieth of the speed of products: with compiled code for
+representation for products of Householder transformations", 1989). LAPACK does the same, but finds
+the reflections of its narrow blocks at a fiftieth of the speed of products: with compiled code for
 that, 1536 rows take two thirds of its time.
 """
 
@@ -17,48 +17,52 @@ from optimizers.pieces import fit
 BLOCK = 128  # rows; more are slower to find, and products with fewer slower to make
 
 
-def orthonormalize_(rows: Tensor, room: Room) -> None:
-    """Make the rows of a square matrix orthonormal, each in the span of it and those before it.
+def orthonormalize_(rows: Tensor, size: int, room: Room) -> None:
+    """Make the first rows of a square matrix orthonormal, each in the span of those up to it.
 
-    Of a row in the span of those before it, what is orthogonal to them all is as good as any.
+    The others are made orthogonal to them, and so is what was in the span of those before it.
     """
     assert room.reflect is not None
-    starts = range(0, len(rows), BLOCK)
-    found = []
+    block = room.side(BLOCK)
+    starts = range(0, size, block)
+    middles = []  # T of each block, where nobody needs the decomposition's R
     for start in starts:
-        part = rows[start:, start:]
-        own = part[:BLOCK]
-        inverses = own.new_empty(len(own))
+        part = rows[start:size, start:]
+        own, count = part[:block], min(block, len(part))
+        inverses = rows.new_empty(count)
         room.reflect(own, inverses)
-        found.append(triangle(own, inverses))
-        apply_(part[BLOCK:], own, found[-1], room)
-    for start, middle in zip(reversed(starts), reversed(found), strict=True):
-        part, size = rows[start:, start:], len(middle)
-        own, rest = part[:size], part[size:]
-        rest[:, :size] = 0
+        free = rows[start:, start - block :] if start else rows.new_empty(count, count)
+        middles.append(free[:count, :count].copy_(triangle(own, inverses, room)))
+        apply_(part[block:], own, middles[-1], room)
+    rows[size:] = 0
+    rows.diagonal()[size:] = 1
+    for start, middle in zip(reversed(starts), reversed(middles), strict=True):
+        part, count = rows[start:, start:], len(middle)
+        own, rest = part[:count], part[count:]
+        rest[:, :count] = 0
         apply_(rest, own, middle.mT, room)
-        rows[start : start + size, :start] = 0
-        first = own[:, :size].mT @ middle.mT
+        first = own[:, :count].mT @ middle.mT
+        rows[start : start + count, :start] = 0
         for columns in torch.split(own, fit(own.shape, 1, len(room.first)), 1):
             kept = room.first[: columns.numel()].view(columns.shape).copy_(columns)
             torch.mm(first, kept, out=columns).neg_()
         own.diagonal().add_(1)
 
 
-def triangle(vectors: Tensor, inverses: Tensor) -> Tensor:
+def triangle(vectors: Tensor, inverses: Tensor, room: Room) -> Tensor:
     """T of a block, from its vectors and the reciprocals of what each takes itself times."""
-    inverse = (vectors @ vectors.mT).triu_(1)
-    inverse.diagonal().copy_(inverses)
-    eye = torch.eye(len(inverse), dtype=inverse.dtype, device=inverse.device)
-    found: Tensor = torch.linalg.solve_triangular(inverse, eye, upper=True)
-    return found
+    count = len(vectors)
+    inverse, found = (memory[: count**2].view(count, count) for memory in room[:2])
+    torch.mm(vectors, vectors.mT, out=inverse).triu_(1).diagonal().copy_(inverses)
+    found.zero_().fill_diagonal_(1)
+    torch.linalg.solve_triangular(inverse, found.mT, upper=True, out=found.mT)
+    return found.mT
 
 
 def apply_(rows: Tensor, vectors: Tensor, middle: Tensor, room: Room) -> None:
     """Subtract from rows what lies along vectors: rows V' ``middle`` V."""
-    shortest = min(len(room.first), len(room.second))
-    for some in torch.split(rows, max(1, shortest // len(vectors))):
+    for some in torch.split(rows, len(room.first) // len(vectors)):
         shape = len(some), len(vectors)
-        inner, outer = (v[: shape[0] * shape[1]].view(shape) for v in (room.first, room.second))
+        inner, outer = (memory[: shape[0] * shape[1]].view(shape) for memory in room[:2])
         torch.mm(some, vectors.mT, out=inner)
         some.addmm_(torch.mm(inner, middle, out=outer), vectors, alpha=-1)

@@ -15,6 +15,8 @@ and scalars are left as they are, which is plain Adam where no dimension is left
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -86,8 +88,8 @@ def no_step(grad: Tensor, state: State, over: bool) -> State:
 def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar, room: Room | None) -> State:
     """Adam in the bases; ``t`` counts the steps that moved something."""
     rotated, moments = rotate(grad, state, room=room), moments_of(state)
-    if room is not None and all(moment.is_contiguous() for moment in moments.values()):
-        scaled = adam_(rotated, moments, hyper, max(float(t), 1.0), room)
+    if room is not None and all(map(Tensor.is_contiguous, (rotated, *moments.values()))):
+        scaled = adam_(rotated, moments, hyper, float(t), room)
     else:
         moments = {
             "exp_avg": ema(moments["exp_avg"], rotated, hyper.beta1),
@@ -100,15 +102,13 @@ def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar, room: Room |
 
 
 def adam_(grad: Tensor, moments: State, hyper: Values, t: float, room: Room) -> Tensor:
-    """As the rest of `adam_step`, over the moments: torch's fused Adam makes a step of size 1 from
-    zero in one pass. Its eps comes after the correction of the mean of squares.
+    """What follows in `adam_step`, over the moments and in one pass: a step of torch's fused Adam,
+    from zero and of size 1. There eps is added to the corrected root of the squares' mean.
     """
     direction = other(room, grad)[: grad.numel()].view(grad.shape).zero_()
-    arrays = direction, grad, moments["exp_avg"], moments["exp_avg_sq"]
-    param, gradient, exp_avg, exp_avg_sq = ([array] for array in arrays)
     count = torch.full((), t, dtype=torch.float32, device=grad.device)
     torch._fused_adam_(
-        param, gradient, exp_avg, exp_avg_sq, [], [count],
+        [direction], [grad], [moments["exp_avg"]], [moments["exp_avg_sq"]], [], [count],
         lr=-1.0, beta1=hyper.beta1, beta2=hyper.beta2, weight_decay=0.0,
         eps=hyper.eps / bias_correction(hyper.beta2, t) ** 0.5, amsgrad=False, maximize=False,
     )  # fmt: skip
@@ -125,11 +125,9 @@ def end(state: State, hyper: Values, t: Scalar, room: Room | None) -> State:
     start, due = t == 1, (t - 1) % hyper.precondition_frequency == 0
     if room is None:
         kept = {key: value for key, value in state.items() if not key.startswith("gram")}
-        return choose(
-            start,
-            lambda: kept | bases.first(state),
-            lambda: choose(due, lambda: kept | bases.refreshed(state), lambda: kept),
-        )
+        refreshed = partial(choose, due, lambda: kept | bases.refreshed(state), lambda: kept)
+        later = refreshed if bases.sizes_of(state) else lambda: kept
+        return choose(start, lambda: kept | bases.first(state), later)
     if start:
         bases.first_(state, room)
     elif due:
