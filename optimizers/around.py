@@ -22,6 +22,7 @@ from optimizers.precision import compute_dtype, widen
 
 VALUES = "values"  # what is prepared, while it is beside the rule's own state
 PART = 2**19  # entries of a part, of which two are in memory; products of fewer rows are slower
+LITTLE = 1e-3  # of a gradient is left: clipped before it is squared, or the square is no number
 ROWS = 2**20  # entries of rows of a matrix; each block costs calls for what it has in common
 
 Step = Callable[[Piece, torch.Generator | None], None]
@@ -184,8 +185,10 @@ def in_slices(batch: Batch, slices: Slices) -> Step:
         room = Room(first, second, batch.reflect if piece.param.is_cpu else None)
         store(piece.state, slices.begin(piece.state, hyper, piece.t, room))
         for part in own.parts(piece):
-            grad = own.seen(part, first[: part.param.numel()].view(part.param.shape))
-            direction, state = slices.each(grad, part.state, hyper, part.t, room)
+            grad, scale, plain = part.grad, part.scale, part.grad.is_contiguous()
+            if isinstance(scale, Tensor) or scale < LITTLE or not plain or own.changes(part):
+                grad, scale = own.seen(part, first[: grad.numel()].view(grad.shape)), 1.0
+            direction, state = slices.each(grad, scale, part.state, hyper, part.t, room)
             store(part.state, state)
             own.around.apply(part, direction, noise)
         store(piece.state, slices.end(piece.state, hyper, piece.t, room))

@@ -127,19 +127,18 @@ class Slices:
     """An update whose slices along one dimension see each other through their common state alone.
 
     ``along(state)`` names the dimension; None: there is only one slice. ``begin(state, hyper, t,
-    room) -> new_state`` comes before all slices, ``each(grad, state, hyper, t, room) ->
+    room) -> new_state`` comes before all slices, ``each(grad, scale, state, hyper, t, room) ->
     (direction, new_state)`` is the update of a slice, which sees what those before it made of the
     common state, and ``end`` is as ``begin`` and comes after them. State of the parameter's shape
-    is cut with it.
+    is cut with it. ``bases(state)`` are the sizes of the matrices that ``room.reflect`` is for.
 
-    All three are pure if ``room`` is None. Else each of its vectors has at least as many entries as
-    a slice has; what is computed lies there, the gradient in the beginning of the first and in the
-    end the direction, and state is written over. ``bases(state)`` are the sizes of the matrices
-    that ``room.reflect`` is wanted for.
+    All three are pure if ``room`` is None, and ``scale`` is 1. Else the gradient is ``scale`` times
+    what is given, which may lie in the room's first vector. Each of the vectors has at least as
+    many entries as a slice; what is computed lies there, and state is written over.
     """
 
     begin: Callable[[State, Values, Scalar, Room | None], State]
-    each: Callable[[Tensor, State, Values, Scalar, Room | None], tuple[Tensor, State]]
+    each: Callable[[Tensor, float, State, Values, Scalar, Room | None], tuple[Tensor, State]]
     end: Callable[[State, Values, Scalar, Room | None], State]
     along: Callable[[State], int | None]
     bases: Callable[[State], Sequence[int]]
@@ -149,6 +148,6 @@ class Slices:
     ) -> tuple[Tensor, State]:
         """All as one slice: the `Rule.update`."""
         state = {**state, **self.begin(state, hyper, t, None)}
-        direction, new = self.each(grad, state, hyper, t, None)
+        direction, new = self.each(grad, 1.0, state, hyper, t, None)
         state = {**state, **new}
         return direction, {**state, **self.end(state, hyper, t, None)}

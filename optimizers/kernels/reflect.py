@@ -60,7 +60,7 @@ def reflect_by(needed: Sequence[Reflections]) -> Reflect:
 
     def reflect(rows: Tensor, inverses: Tensor) -> None:
         place, (count, length) = rows.data_ptr(), rows.shape
-        threads = threads_for(count * rows.numel() // 16)
+        threads = threads_for(count * rows.numel() // 16)  # entries in the cache are soon done
         functions[rows.dtype](place, rows.stride(0), count, length, inverses.data_ptr(), threads)
 
     return reflect

@@ -34,28 +34,48 @@ def sizes_of(state: State) -> list[int]:
 
 
 def rotate(
-    tensor: Tensor, state: State, *, back: bool = False, room: Room | None = None
+    tensor: Tensor,
+    state: State,
+    scale: Scalar = 1.0,
+    *,
+    back: bool = False,
+    room: Room | None = None,
 ) -> Tensor:
-    """A tensor in the bases of its dimensions, or back from them.
+    """A tensor times a number in the bases of its dimensions, or back from them.
 
     In a room, where the tensor may lie, it is made in one vector and the other by turns.
     """
     based = [dim for dim in range(tensor.dim()) if f"basis_{dim}" in state]
-    for dim in reversed(range(tensor.dim() if based else 0)):
+    if not based:
+        return tensor if room is None else torch.mul(tensor, scale, out=like(room.first, tensor))
+    for dim in reversed(range(tensor.dim())):
         # the last dimension comes to the front; BLAS likes to have the long one on the left
         if dim not in based:
             tensor = tensor.movedim(-1, 0)
             continue
         basis = state[f"basis_{dim}"].mT if back else state[f"basis_{dim}"]
         columns, rest = tensor.flatten(0, -2).mT, tensor.shape[:-1]
-        out = None if room is None else other(room, tensor)[: columns.numel()]
+        memory = None if room is None else other(room, tensor)
         if dim and dim == based[0]:  # others are moved only, so that nothing is in the end
-            out = None if out is None else out.view(columns.mT.shape)
-            tensor = torch.mm(columns.mT, basis.mT, out=out).view(*rest, len(basis)).movedim(-1, 0)
+            product = times(columns.mT, basis.mT, scale, memory)
+            tensor = product.view(*rest, len(basis)).movedim(-1, 0)
         else:
-            out = None if out is None else out.view(columns.shape)
-            tensor = torch.mm(basis, columns, out=out).view(len(basis), *rest)
+            tensor = times(basis, columns, scale, memory).view(len(basis), *rest)
+        scale = 1.0
     return tensor
+
+
+def times(left: Tensor, right: Tensor, scale: Scalar, memory: Tensor | None) -> Tensor:
+    """The product of matrices, in memory also times a number."""
+    if memory is None:
+        return left @ right
+    out = memory[: left.shape[0] * right.shape[1]].view(left.shape[0], right.shape[1])
+    return torch.addmm(out, left, right, beta=0, alpha=float(scale), out=out)
+
+
+def like(memory: Tensor, tensor: Tensor) -> Tensor:
+    """The beginning of a vector in the shape of a tensor."""
+    return memory[: tensor.numel()].view(tensor.shape)
 
 
 def other(room: Room, tensor: Tensor) -> Tensor:
@@ -72,9 +92,7 @@ def grams(grad: Tensor, state: State, weight: Scalar) -> State:
     return new
 
 
-def add_grams_(
-    grad: Tensor, state: State, weight: Scalar, room: Room, keep: Scalar = 1.0
-) -> None:
+def add_grams_(grad: Tensor, state: State, weight: Scalar, room: Room, keep: Scalar = 1.0) -> None:
     """As `grams`, with ``keep`` times the old ones, in half the operations: nothing changes left of
     the diagonal (`complete_`).
     """
@@ -82,7 +100,7 @@ def add_grams_(
     for dim in dims_of(state):
         gram, turned = state[f"gram_{dim}"], grad.movedim(dim, 0)
         if dim and grad.dim() > 2:
-            turned = other(room, grad)[: grad.numel()].view(turned.shape).copy_(turned)
+            turned = like(other(room, grad), turned).copy_(turned)
         rows = turned.flatten(1)
         for start in range(0, len(gram), STRIP):
             strip, rest = slice(start, start + STRIP), slice(start, None)
@@ -100,7 +118,7 @@ def complete_(gram: Tensor, room: Room) -> Tensor:
     for start in range(0, len(gram), side):
         strip, rest = slice(start, start + side), slice(start + side, None)
         square = gram[strip, strip]
-        above = torch.triu(square, 1, out=room.first[: square.numel()].view(square.shape))
+        above = torch.triu(square, 1, out=like(room.first, square))
         square.triu_().add_(above.mT)
         gram[rest, strip].copy_(gram[strip, rest].mT)
     return gram
@@ -214,7 +232,7 @@ def power_(basis: Tensor, gram: Tensor, room: Room) -> Tensor:
     """Multiply the rows of a basis by a Gram matrix; returns what it makes of their lengths."""
     sizes = []
     for rows in fitting(basis, 0, room):
-        power, product = (vector[: rows.numel()].view(rows.shape) for vector in room[:2])
+        power, product = (like(memory, rows) for memory in room[:2])
         torch.mm(rows, gram, out=power)
         sizes.append(torch.mul(rows, power, out=product).sum(1))
         rows.copy_(power)
@@ -224,8 +242,7 @@ def power_(basis: Tensor, gram: Tensor, room: Room) -> Tensor:
 def reorder_(tensor: Tensor, dim: int, order: Tensor, along: int, room: Room) -> None:
     """Bring a dimension into an order, slice by slice along another."""
     for part in fitting(tensor, along, room):
-        out = room.first[: part.numel()].view(part.shape)
-        part.copy_(torch.index_select(part, dim, order, out=out))
+        part.copy_(torch.index_select(part, dim, order, out=like(room.first, part)))
 
 
 def fitting(tensor: Tensor, along: int, room: Room) -> Sequence[Tensor]:

@@ -59,7 +59,7 @@ def begin(state: State, hyper: Values, t: Scalar, room: Room | None) -> State:
 
 
 def each(
-    grad: Tensor, state: State, hyper: Values, t: Scalar, room: Room | None
+    grad: Tensor, scale: float, state: State, hyper: Values, t: Scalar, room: Room | None
 ) -> tuple[Tensor, State]:
     """A step in the present bases; the gradient enters them only afterwards."""
     decay = decay_of(hyper)
@@ -68,26 +68,30 @@ def each(
         added = bases.grams(grad, state, 1 - decay)
     else:
         keep = decay if along(state) is None else 1.0
-        bases.add_grams_(grad, state, 1 - decay, room, keep)
+        bases.add_grams_(grad, state, (1 - decay) * scale**2, room, keep)
     step = choose(
         t == 1,
-        lambda: no_step(grad, state, room is not None),
-        lambda: adam_step(grad, state, hyper, t - 1, room),
+        lambda: no_step(grad, scale, state, room),
+        lambda: adam_step(grad, scale, state, hyper, t - 1, room),
     )
     return step.pop("direction"), {**added, **step}
 
 
-def no_step(grad: Tensor, state: State, over: bool) -> State:
+def no_step(grad: Tensor, scale: float, state: State, room: Room | None) -> State:
     """What becomes of the first gradient, which only starts the bases: `bases.first` finds it
     where the mean will be.
     """
-    kept = {**moments_of(state), "exp_avg": state["exp_avg"].copy_(grad) if over else grad}
-    return {"direction": grad.zero_() if over else torch.zeros_like(grad), **kept}
+    if room is None:
+        return {**moments_of(state), "exp_avg": grad, "direction": torch.zeros_like(grad)}
+    torch.mul(grad, scale, out=state["exp_avg"])
+    return {**moments_of(state), "direction": bases.like(room.first, grad).zero_()}
 
 
-def adam_step(grad: Tensor, state: State, hyper: Values, t: Scalar, room: Room | None) -> State:
+def adam_step(
+    grad: Tensor, scale: float, state: State, hyper: Values, t: Scalar, room: Room | None
+) -> State:
     """Adam in the bases; ``t`` counts the steps that moved something."""
-    rotated, moments = rotate(grad, state, room=room), moments_of(state)
+    rotated, moments = rotate(grad, state, scale, room=room), moments_of(state)
     if room is not None and all(map(Tensor.is_contiguous, (rotated, *moments.values()))):
         scaled = adam_(rotated, moments, hyper, float(t), room)
     else:
@@ -105,7 +109,7 @@ def adam_(grad: Tensor, moments: State, hyper: Values, t: float, room: Room) -> 
     """What follows in `adam_step`, over the moments and in one pass: a step of torch's fused Adam,
     from zero and of size 1. There eps is added to the corrected root of the squares' mean.
     """
-    direction = other(room, grad)[: grad.numel()].view(grad.shape).zero_()
+    direction = bases.like(other(room, grad), grad).zero_()
     count = torch.full((), t, dtype=torch.float32, device=grad.device)
     torch._fused_adam_(
         [direction], [grad], [moments["exp_avg"]], [moments["exp_avg_sq"]], [], [count],

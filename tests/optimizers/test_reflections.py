@@ -51,7 +51,9 @@ def test_each_row_is_in_the_span_of_those_up_to_it(rows, size, entries, dtype):
     assert products.triu(1).abs().max() < ERROR[dtype] * products.abs().max()
     wanted = torch.linalg.qr(matrix[:size].double().mT).Q.mT
     signs = (wanted * result[:size]).sum(1).sign()[:, None]
-    torch.testing.assert_close(result[:size].double(), wanted * signs, rtol=0, atol=3e3 * ERROR[dtype])
+    torch.testing.assert_close(
+        result[:size].double(), wanted * signs, rtol=0, atol=3e3 * ERROR[dtype]
+    )
 
 
 @DTYPES
@@ -73,7 +75,12 @@ def test_rows_that_depend_on_each_other(kind, dtype):
 
 @pytest.mark.parametrize(
     ("dtype", "scale"),
-    [(torch.float32, 1e-30), (torch.float32, 1e30), (torch.float64, 1e-250), (torch.float64, 1e250)],
+    [
+        (torch.float32, 1e-30),
+        (torch.float32, 1e30),
+        (torch.float64, 1e-250),
+        (torch.float64, 1e250),
+    ],
     ids=str,
 )
 def test_squares_that_no_number_holds(dtype, scale):

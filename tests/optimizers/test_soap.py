@@ -168,3 +168,33 @@ def test_a_first_step_needs_no_memory_for_eigenvectors_of_long_dimensions():
     param.grad = grad
     assert most_made(opt) < 0.3 * state["gram_0"].nbytes
     assert not torch.equal(state["basis_0"], torch.eye(256, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize("clip_norm", [1e3, 0.5, 1e-6])
+@pytest.mark.parametrize("shape", [(6, 6), (6, 4, 3), (40,), (40, 30)])
+def test_clipped_gradients_are_read_alone(shape, clip_norm, engine):
+    """Whether products with them scale them on the way, or they are scaled first."""
+    start, grads = problem(shape, 9)
+    settings = {"lr": 0.02, "precondition_frequency": 3, "max_precond_dim": 20, "eps": 1e-15}
+    param = nn.Parameter(start.clone())
+    opt = optimizers.create("soap", [param], engine=engine, clip_norm=clip_norm, **settings)
+    for grad in grads:
+        param.grad = grad.clone()
+        opt.step()
+        assert torch.equal(param.grad, grad)
+    scaled = [grad * min(1.0, clip_norm / grad.norm().item()) for grad in grads]
+    close(param, expected("soap", start, scaled, **settings), 1e-8)
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_gradients_whose_squares_no_number_holds_are_clipped_first(engine):
+    start, grads = problem((6, 6), 9)
+    param = nn.Parameter(start.float())
+    opt = optimizers.create("soap", [param], engine=engine, clip_norm=1.0, lr=0.02)
+    drive(opt, param, [grad.float() * 1e30 for grad in grads])
+    other = nn.Parameter(start.float())
+    opt = optimizers.create("soap", [other], engine=engine, clip_norm=1.0, lr=0.02)
+    drive(opt, other, [grad.float() * 1e3 for grad in grads])
+    assert (param - start).abs().max() > 0
+    torch.testing.assert_close(param, other, rtol=1e-3, atol=1e-4)
