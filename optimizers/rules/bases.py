@@ -41,9 +41,10 @@ def rotate(
     back: bool = False,
     room: Room | None = None,
 ) -> Tensor:
-    """A tensor times a number in the bases of its dimensions, or back from them.
+    """A tensor in the bases of its dimensions, or back from them.
 
-    In a room, where the tensor may lie, it is made in one vector and the other by turns.
+    In a room, where the tensor may lie, it is made in one vector and the other by turns, and
+    ``scale`` times as large.
     """
     based = [dim for dim in range(tensor.dim()) if f"basis_{dim}" in state]
     if not based:

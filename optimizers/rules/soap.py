@@ -111,10 +111,11 @@ def adam_(grad: Tensor, moments: State, hyper: Values, t: float, room: Room) -> 
     """
     direction = bases.like(other(room, grad), grad).zero_()
     count = torch.full((), t, dtype=torch.float32, device=grad.device)
+    eps = float(hyper.eps / bias_correction(hyper.beta2, t) ** 0.5)
     torch._fused_adam_(
         [direction], [grad], [moments["exp_avg"]], [moments["exp_avg_sq"]], [], [count],
-        lr=-1.0, beta1=hyper.beta1, beta2=hyper.beta2, weight_decay=0.0,
-        eps=hyper.eps / bias_correction(hyper.beta2, t) ** 0.5, amsgrad=False, maximize=False,
+        lr=-1.0, beta1=float(hyper.beta1), beta2=float(hyper.beta2), weight_decay=0.0, eps=eps,
+        amsgrad=False, maximize=False,
     )  # fmt: skip
     return direction
 
