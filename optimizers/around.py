@@ -16,7 +16,7 @@ from optimizers.batch import Batch, seen, step_part, stepped, store, store_part
 from optimizers.core import DecayMode, State
 from optimizers.eager.program import Memory
 from optimizers.eager.repeated import Compute, Computed, Repeated
-from optimizers.parts import Blocks, Core, Known, Pass, Room, Slices, follow
+from optimizers.parts import Blocks, Core, Known, Pass, Room, Slices, Target, follow
 from optimizers.pieces import Piece, chunk, chunks, fit, slices_of
 from optimizers.precision import compute_dtype, widen
 
@@ -59,6 +59,7 @@ class Around:
         self.scratch: Tensor | None = None
         self.first = Repeated(batch, before)
         self.last = Repeated(self.after, computed)
+        self.sizes: dict[float, list[float]] = {}
 
     def prepare(self, piece: Piece, values: Tensor) -> None:
         """Fill in what comes before, and update the state of it."""
@@ -85,6 +86,18 @@ class Around:
             own = part._replace(grad=wide)
             if noise is not None or self.last.step(own) is None:
                 step_part(self.after, self.after.rule, own, noise)
+
+    def target(self, part: Piece) -> Target | None:
+        """A part as what a direction may be added to, if it is more than that."""
+        param, t = part.param, part.t
+        plain = part.compensation is None and param.dtype == compute_dtype(param.dtype)
+        if not plain or not param.is_contiguous():
+            return None
+        if t not in self.sizes:  # what becomes of 1 and 0 in the directions 0 and 1
+            both = torch.eye(2, dtype=torch.float64)
+            entries = Piece(both[0], both[1], {}, None, t, 1.0)
+            self.sizes[t] = stepped(self.after, self.after.rule, entries)[0].tolist()
+        return Target(param, *self.sizes[t])
 
     def wide(self, part: Piece, values: Tensor) -> Tensor:
         """Memory for values in the precision of the arithmetic, or the values themselves."""
@@ -185,12 +198,15 @@ def in_slices(batch: Batch, slices: Slices) -> Step:
         room = Room(first, second, batch.reflect if piece.param.is_cpu else None)
         store(piece.state, slices.begin(piece.state, hyper, piece.t, room))
         for part in own.parts(piece):
+            target = None if noise is not None else own.around.target(part)
+            room = room._replace(target=target)
             grad, scale, plain = part.grad, part.scale, part.grad.is_contiguous()
             if isinstance(scale, Tensor) or scale < LITTLE or not plain or own.changes(part):
                 grad, scale = own.seen(part, first[: grad.numel()].view(grad.shape)), 1.0
             direction, state = slices.each(grad, scale, part.state, hyper, part.t, room)
             store(part.state, state)
-            own.around.apply(part, direction, noise)
+            if direction is not part.param:
+                own.around.apply(part, direction, noise)
         store(piece.state, slices.end(piece.state, hyper, piece.t, room))
 
     return step

@@ -20,18 +20,27 @@ Pass: TypeAlias = "Callable[[Tensor, Tensor, State, Values, Scalar, Known], Know
 Reflect: TypeAlias = "Callable[[Tensor, Tensor], None]"
 
 
+class Target(NamedTuple):
+    """A parameter that becomes ``keep`` times itself and ``size`` times a direction."""
+
+    param: Tensor
+    keep: float
+    size: float
+
+
 class Room(NamedTuple):
     """Two vectors to work in, and what finds reflections by compiled code, if something does.
 
     ``reflect(rows, inverses)`` makes rows of a matrix orthogonal, one after the other, and writes
     the vectors of the reflections that do it over them: zeros before the diagonal, 1 on it.
     ``inverses`` gets 1 over what a vector takes itself times. Where there is nothing to reflect,
-    the vector is zero and the inverse 1.
+    the vector is zero and the inverse 1. ``target`` is what a direction may be added to.
     """
 
     first: Tensor
     second: Tensor
     reflect: Reflect | None = None
+    target: Target | None = None
 
     def side(self, most: int) -> int:
         """How many rows a square has at most that fits a vector, and has no more than ``most``."""
@@ -134,7 +143,8 @@ class Slices:
 
     All three are pure if ``room`` is None, and ``scale`` is 1. Else the gradient is ``scale`` times
     what is given, which may lie in the room's first vector. Each of the vectors has at least as
-    many entries as a slice; what is computed lies there, and state is written over.
+    many entries as a slice; what is computed lies there, and state is written over. Where the
+    direction has been added to the room's target, the target's parameter stands for it.
     """
 
     begin: Callable[[State, Values, Scalar, Room | None], State]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optimizers.core import Scalar, State
-from optimizers.parts import Room
+from optimizers.parts import Room, Target
 from optimizers.pieces import fit
 from optimizers.rules import reflections
 
@@ -40,11 +40,13 @@ def rotate(
     *,
     back: bool = False,
     room: Room | None = None,
+    target: Target | None = None,
 ) -> Tensor:
     """A tensor in the bases of its dimensions, or back from them.
 
     In a room, where the tensor may lie, it is made in one vector and the other by turns, and
-    ``scale`` times as large.
+    ``scale`` times as large. The last product is added to a target, if it comes in that layout;
+    the result is then the target's parameter.
     """
     based = [dim for dim in range(tensor.dim()) if f"basis_{dim}" in state]
     if not based:
@@ -57,6 +59,11 @@ def rotate(
         basis = state[f"basis_{dim}"].mT if back else state[f"basis_{dim}"]
         columns, rest = tensor.flatten(0, -2).mT, tensor.shape[:-1]
         memory = None if room is None else other(room, tensor)
+        if target is not None and dim == based[0] and dim in (0, tensor.dim() - 1):
+            left, right = (columns.mT, basis.mT) if dim else (basis, columns)
+            param = target.param.view(left.shape[0], right.shape[1])
+            param.addmm_(left, right, beta=target.keep, alpha=float(scale) * target.size)
+            return target.param
         if dim and dim == based[0]:  # others are moved only, so that nothing is in the end
             product = times(columns.mT, basis.mT, scale, memory)
             tensor = product.view(*rest, len(basis)).movedim(-1, 0)

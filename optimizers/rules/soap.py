@@ -102,7 +102,8 @@ def adam_step(
         t = where(t < 1, 1.0, t)
         correction = bias_correction(hyper.beta2, t) ** 0.5 / bias_correction(hyper.beta1, t)
         scaled = moments["exp_avg"] / (moments["exp_avg_sq"].sqrt() + hyper.eps) * correction
-    return {"direction": rotate(scaled, state, back=True, room=room), **moments}
+    turned = rotate(scaled, state, back=True, room=room, target=room and room.target)
+    return {"direction": turned, **moments}
 
 
 def adam_(grad: Tensor, moments: State, hyper: Values, t: float, room: Room) -> Tensor:

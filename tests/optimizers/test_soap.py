@@ -198,3 +198,20 @@ def test_gradients_whose_squares_no_number_holds_are_clipped_first(engine):
     drive(opt, other, [grad.float() * 1e3 for grad in grads])
     assert (param - start).abs().max() > 0
     torch.testing.assert_close(param, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["l2", "decoupled", "independent"])
+@pytest.mark.parametrize("shape", [(6, 6), (40, 30), (30, 40), (5, 4, 3), (40, 5, 6)])
+def test_directions_are_added_to_parameters_wherever_they_lie(shape, mode):
+    """By the last product where parameters are contiguous, and afterwards where they are not."""
+    start, grads = problem(shape, 9)
+    settings = {"lr": 0.02, "precondition_frequency": 3, "max_precond_dim": 35, "maximize": True}
+    ends = []
+    for layout in ("contiguous", "sliced"):
+        param = nn.Parameter(LAYOUTS[layout](start))
+        opt = optimizers.create(
+            "soap", [param], weight_decay_mode=mode, weight_decay=0.3, clip_norm=1.0, **settings
+        )
+        drive(opt, param, grads)
+        ends.append(param.detach().contiguous())
+    close(ends[0], ends[1], 1e-9)
