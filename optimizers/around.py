@@ -88,7 +88,7 @@ class Around:
                 step_part(self.after, self.after.rule, own, noise)
 
     def target(self, part: Piece) -> Target | None:
-        """A part as what a direction may be added to, if it is more than that."""
+        """A part as what a direction may be added to, if nothing else is to be done with it."""
         param, t = part.param, part.t
         plain = part.compensation is None and param.dtype == compute_dtype(param.dtype)
         if not plain or not param.is_contiguous():
