@@ -16,7 +16,7 @@ from optimizers.batch import Batch, seen, step_part, stepped, store, store_part
 from optimizers.core import DecayMode, State
 from optimizers.eager.program import Memory
 from optimizers.eager.repeated import Compute, Computed, Repeated
-from optimizers.parts import Blocks, Core, Known, Pass, Room, Slices, Target, follow
+from optimizers.parts import Blocks, Core, Known, Pass, Room, Slices, Target, follow, front
 from optimizers.pieces import Piece, chunk, chunks, fit, slices_of
 from optimizers.precision import compute_dtype, widen
 
@@ -199,11 +199,12 @@ def in_slices(batch: Batch, slices: Slices) -> Step:
         store(piece.state, slices.begin(piece.state, hyper, piece.t, room))
         for part in own.parts(piece):
             target = None if noise is not None else own.around.target(part)
-            room = room._replace(target=target)
             grad, scale, plain = part.grad, part.scale, part.grad.is_contiguous()
             if isinstance(scale, Tensor) or scale < LITTLE or not plain or own.changes(part):
-                grad, scale = own.seen(part, first[: grad.numel()].view(grad.shape)), 1.0
-            direction, state = slices.each(grad, scale, part.state, hyper, part.t, room)
+                grad, scale = own.seen(part, front(first, grad.shape)), 1.0
+            direction, state = slices.each(
+                grad, scale, part.state, hyper, part.t, room._replace(target=target)
+            )
             store(part.state, state)
             if direction is not part.param:
                 own.around.apply(part, direction, noise)

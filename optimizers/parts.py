@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import isqrt
+from math import isqrt, prod
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 Known: TypeAlias = dict[str, Any]  # numbers and tensors
 Pass: TypeAlias = "Callable[[Tensor, Tensor, State, Values, Scalar, Known], Known]"
 Reflect: TypeAlias = "Callable[[Tensor, Tensor], None]"
+
+
+def front(vector: Tensor, shape: Sequence[int]) -> Tensor:
+    """The beginning of a vector, in this shape."""
+    return vector[: prod(shape)].view(torch.Size(shape))
 
 
 class Target(NamedTuple):

@@ -49,7 +49,7 @@ static void find(T* x, i64 own, i64 n, T* inverse) {
   double most = 0, squares = 0;
   OMP(omp simd reduction(max : most))
   for (i64 i = own; i < n; i++) most = magnitude(x[i]) > most ? magnitude(x[i]) : most;
-  const double unit = 1 / most;  // squares of it hold
+  const double unit = 1 / most;  // so that squares neither vanish nor overflow
   OMP(omp simd reduction(+ : squares))
   for (i64 i = own + 1; i < n; i++) squares += (x[i] * unit) * (x[i] * unit);
   const bool idle = !(squares > 0);

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optimizers.core import Scalar, State
-from optimizers.parts import Room, Target
+from optimizers.parts import Room, Target, front
 from optimizers.pieces import fit
 from optimizers.rules import reflections
 
@@ -50,7 +50,11 @@ def rotate(
     """
     based = [dim for dim in range(tensor.dim()) if f"basis_{dim}" in state]
     if not based:
-        return tensor if room is None else torch.mul(tensor, scale, out=like(room.first, tensor))
+        return (
+            tensor
+            if room is None
+            else torch.mul(tensor, scale, out=front(room.first, tensor.shape))
+        )
     for dim in reversed(range(tensor.dim())):
         # the last dimension comes to the front; BLAS likes to have the long one on the left
         if dim not in based:
@@ -77,13 +81,8 @@ def times(left: Tensor, right: Tensor, scale: Scalar, memory: Tensor | None) -> 
     """The product of matrices, in memory also times a number."""
     if memory is None:
         return left @ right
-    out = memory[: left.shape[0] * right.shape[1]].view(left.shape[0], right.shape[1])
+    out = front(memory, (left.shape[0], right.shape[1]))
     return torch.addmm(out, left, right, beta=0, alpha=float(scale), out=out)
-
-
-def like(memory: Tensor, tensor: Tensor) -> Tensor:
-    """The beginning of a vector in the shape of a tensor."""
-    return memory[: tensor.numel()].view(tensor.shape)
 
 
 def other(room: Room, tensor: Tensor) -> Tensor:
@@ -108,7 +107,7 @@ def add_grams_(grad: Tensor, state: State, weight: Scalar, room: Room, keep: Sca
     for dim in dims_of(state):
         gram, turned = state[f"gram_{dim}"], grad.movedim(dim, 0)
         if dim and grad.dim() > 2:
-            turned = like(other(room, grad), turned).copy_(turned)
+            turned = front(other(room, grad), turned.shape).copy_(turned)
         rows = turned.flatten(1)
         for start in range(0, len(gram), STRIP):
             strip, rest = slice(start, start + STRIP), slice(start, None)
@@ -126,7 +125,7 @@ def complete_(gram: Tensor, room: Room) -> Tensor:
     for start in range(0, len(gram), side):
         strip, rest = slice(start, start + side), slice(start + side, None)
         square = gram[strip, strip]
-        above = torch.triu(square, 1, out=like(room.first, square))
+        above = torch.triu(square, 1, out=front(room.first, square.shape))
         square.triu_().add_(above.mT)
         gram[rest, strip].copy_(gram[strip, rest].mT)
     return gram
@@ -185,7 +184,7 @@ def eigenvectors_(gram: Tensor, out: Tensor, room: Room) -> None:
 def span_(basis: Tensor, rows: Tensor, room: Room) -> None:
     """A basis that begins with the eigenvectors of the Gram matrix of many short rows."""
     size = rows.shape[1]
-    small, vectors = (vector[: size * size].view(size, size) for vector in room[:2])
+    small, vectors = (front(memory, (size, size)) for memory in room[:2])
     torch.mm(rows.mT, rows, out=small)
     eigenvectors_(small, vectors, Room(small.flatten(), small.flatten()))
     torch.mm(vectors, rows.mT, out=basis[:size])
@@ -240,7 +239,7 @@ def power_(basis: Tensor, gram: Tensor, room: Room) -> Tensor:
     """Multiply the rows of a basis by a Gram matrix; returns what it makes of their lengths."""
     sizes = []
     for rows in fitting(basis, 0, room):
-        power, product = (like(memory, rows) for memory in room[:2])
+        power, product = (front(memory, rows.shape) for memory in room[:2])
         torch.mm(rows, gram, out=power)
         sizes.append(torch.mul(rows, power, out=product).sum(1))
         rows.copy_(power)
@@ -250,7 +249,7 @@ def power_(basis: Tensor, gram: Tensor, room: Room) -> Tensor:
 def reorder_(tensor: Tensor, dim: int, order: Tensor, along: int, room: Room) -> None:
     """Bring a dimension into an order, slice by slice along another."""
     for part in fitting(tensor, along, room):
-        part.copy_(torch.index_select(part, dim, order, out=like(room.first, part)))
+        part.copy_(torch.index_select(part, dim, order, out=front(room.first, part.shape)))
 
 
 def fitting(tensor: Tensor, along: int, room: Room) -> Sequence[Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optimizers.parts import Room
+from optimizers.parts import Room, front
 from optimizers.pieces import fit
 
 BLOCK = 128  # rows; more are slower to find, and products with fewer slower to make
@@ -44,7 +44,7 @@ def orthonormalize_(rows: Tensor, size: int, room: Room) -> None:
         first = own[:, :count].mT @ middle.mT
         rows[start : start + count, :start] = 0
         for columns in torch.split(own, fit(own.shape, 1, len(room.first)), 1):
-            kept = room.first[: columns.numel()].view(columns.shape).copy_(columns)
+            kept = front(room.first, columns.shape).copy_(columns)
             torch.mm(first, kept, out=columns).neg_()
         own.diagonal().add_(1)
 
@@ -52,7 +52,7 @@ def orthonormalize_(rows: Tensor, size: int, room: Room) -> None:
 def triangle(vectors: Tensor, inverses: Tensor, room: Room) -> Tensor:
     """T of a block, from its vectors and the reciprocals of what each takes itself times."""
     count = len(vectors)
-    inverse, found = (memory[: count**2].view(count, count) for memory in room[:2])
+    inverse, found = (front(memory, (count, count)) for memory in room[:2])
     torch.mm(vectors, vectors.mT, out=inverse).triu_(1).diagonal().copy_(inverses)
     found.zero_().fill_diagonal_(1)
     torch.linalg.solve_triangular(inverse, found.mT, upper=True, out=found.mT)
@@ -63,6 +63,6 @@ def apply_(rows: Tensor, vectors: Tensor, middle: Tensor, room: Room) -> None:
     """Subtract from rows what lies along vectors: rows V' ``middle`` V."""
     for some in torch.split(rows, len(room.first) // len(vectors)):
         shape = len(some), len(vectors)
-        inner, outer = (memory[: shape[0] * shape[1]].view(shape) for memory in room[:2])
+        inner, outer = (front(memory, shape) for memory in room[:2])
         torch.mm(some, vectors.mT, out=inner)
         some.addmm_(torch.mm(inner, middle, out=outer), vectors, alpha=-1)

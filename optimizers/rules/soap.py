@@ -32,7 +32,7 @@ from optimizers.core import (
     ema_square,
     where,
 )
-from optimizers.parts import Room, Slices
+from optimizers.parts import Room, Slices, front
 from optimizers.rules import bases
 from optimizers.rules.bases import dims_of, other, rotate
 from optimizers.rules.ranges import BETAS, beta, epsilon, learning_rate, weight_decay
@@ -84,7 +84,7 @@ def no_step(grad: Tensor, scale: float, state: State, room: Room | None) -> Stat
     if room is None:
         return {**moments_of(state), "exp_avg": grad, "direction": torch.zeros_like(grad)}
     torch.mul(grad, scale, out=state["exp_avg"])
-    return {**moments_of(state), "direction": bases.like(room.first, grad).zero_()}
+    return {**moments_of(state), "direction": front(room.first, grad.shape).zero_()}
 
 
 def adam_step(
@@ -110,7 +110,7 @@ def adam_(grad: Tensor, moments: State, hyper: Values, t: float, room: Room) -> 
     """What follows in `adam_step`, over the moments and in one pass: a step of torch's fused Adam,
     from zero and of size 1. There eps is added to the corrected root of the squares' mean.
     """
-    direction = bases.like(other(room, grad), grad).zero_()
+    direction = front(other(room, grad), grad.shape).zero_()
     count = torch.full((), t, dtype=torch.float32, device=grad.device)
     eps = float(hyper.eps / bias_correction(hyper.beta2, t) ** 0.5)
     torch._fused_adam_(

@@ -15,23 +15,6 @@ from tests.optimizers.helpers import drive, problem
 from tests.optimizers.test_engines import by_kernel
 from tests.optimizers.test_kernels import step
 
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache, as on a new machine."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "_loaded", {})
-    return tmp_path / "optimizer-tuner" / "kernels"
-
-
-@pytest.fixture
-def compilations(monkeypatch):
-    """The libraries that were compiled."""
-    done, real = [], build.compile_to
-    monkeypatch.setattr(build, "compile_to", lambda *args: (done.append(args[0]), real(*args)))
-    return done
-
-
 # What becomes of the text ------------------------------------------------------------------------
 
 

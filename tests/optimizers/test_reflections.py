@@ -12,7 +12,6 @@ from optimizers.kernels.reflect import Reflections, reflect_by
 from optimizers.parts import Room
 from optimizers.rules import reflections
 from tests.optimizers.helpers import drive, generator, problem
-from tests.optimizers.test_build import cache, compilations  # noqa: F401
 from tests.optimizers.test_engines import by_kernel, close, expected
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -155,7 +154,7 @@ def test_vectors_have_a_kernel():
     close(param, expected("soap", start, grads, lr=0.02))
 
 
-def test_without_a_compiler_lapack_does_it(cache, monkeypatch, caplog):  # noqa: F811
+def test_without_a_compiler_lapack_does_it(cache, monkeypatch, caplog):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     monkeypatch.setattr(build, "_told", set())
     _, grads = problem((6, 5), 5)
@@ -166,7 +165,7 @@ def test_without_a_compiler_lapack_does_it(cache, monkeypatch, caplog):  # noqa:
     assert torch.equal(end, soap((6, 5), grads, "eager")[1])
 
 
-def test_auto_compiles_where_bases_are_worth_it(cache, compilations):  # noqa: F811
+def test_auto_compiles_where_bases_are_worth_it(cache, compilations):
     _, grads = problem((6, 5), 3)
     opt, _ = soap((6, 5), grads, "auto")
     assert not reflects(opt)
