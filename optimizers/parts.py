@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Known: TypeAlias = dict[str, Any]  # numbers and tensors
 Pass: TypeAlias = "Callable[[Tensor, Tensor, State, Values, Scalar, Known], Known]"
-Reflect: TypeAlias = "Callable[[Tensor, Tensor], None]"
+Reflect: TypeAlias = "Callable[[Tensor, Tensor, Tensor], None]"
 
 
 def front(vector: Tensor, shape: Sequence[int]) -> Tensor:
@@ -36,10 +36,11 @@ class Target(NamedTuple):
 class Room(NamedTuple):
     """Two vectors to work in, and what finds reflections by compiled code, if something does.
 
-    ``reflect(rows, inverses)`` makes rows of a matrix orthogonal, one after the other, and writes
-    the vectors of the reflections that do it over them: zeros before the diagonal, 1 on it.
+    ``reflect(rows, inverses, memory)`` makes rows of a matrix orthogonal, one after the other, and
+    writes the vectors of the reflections that do it over them: zeros before the diagonal, 1 on it.
     ``inverses`` gets 1 over what a vector takes itself times. Where there is nothing to reflect,
-    the vector is zero and the inverse 1. ``target`` is what a direction may be added to.
+    the vector is zero and the inverse 1. It may work in ``memory``, a vector. ``target`` is what a
+    direction may be added to.
     """
 
     first: Tensor
@@ -117,8 +118,9 @@ class Core:
     ``whole(values, hyper, memory)`` makes the direction of all of them, and may overwrite them;
     they come in the dtype that ``storage(param, hyper)`` names, and so does the direction. Both are
     stacks: parameters of one shape along a new first dimension, of which ``together(shape, dtype)``
-    says how many it should be at most. ``memory`` is None, or what the direction may be made in:
-    ``work(shape)`` entries for each parameter.
+    says how many it should be at most. ``memory`` is None, or at least ``work(shape)`` entries for
+    each parameter; then everything is made in them, and the direction over the values if their
+    layout allows a view.
     """
 
     before: Update

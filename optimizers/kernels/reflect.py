@@ -58,7 +58,7 @@ def reflect_by(needed: Sequence[Reflections]) -> Reflect:
     """What reflects rows of these precisions; raises NoKernel when it cannot be compiled."""
     functions = {own.dtype: own.function() for own in needed}
 
-    def reflect(rows: Tensor, inverses: Tensor) -> None:
+    def reflect(rows: Tensor, inverses: Tensor, memory: Tensor) -> None:
         place, (count, length) = rows.data_ptr(), rows.shape
         threads = threads_for(count * rows.numel() // 16)  # entries in the cache are soon done
         functions[rows.dtype](place, rows.stride(0), count, length, inverses.data_ptr(), threads)

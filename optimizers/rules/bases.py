@@ -18,7 +18,7 @@ from torch import Tensor
 from optimizers.core import Scalar, State
 from optimizers.parts import Room, Target, front
 from optimizers.pieces import fit
-from optimizers.rules import reflections
+from optimizers.rules.reflections import orthonormalize_
 
 STRIP = 192  # rows of a product of which only the part right of the diagonal is needed
 
@@ -189,16 +189,6 @@ def span_(basis: Tensor, rows: Tensor, room: Room) -> None:
     eigenvectors_(small, vectors, Room(small.flatten(), small.flatten()))
     torch.mm(vectors, rows.mT, out=basis[:size])
     orthonormalize_(basis, size, room)
-
-
-def orthonormalize_(basis: Tensor, size: int, room: Room) -> None:
-    """Make a basis of its first rows, and of whatever is orthogonal to them."""
-    if room.reflect is not None and basis.is_contiguous():
-        reflections.orthonormalize_(basis, size, room)
-        return
-    vectors, scales = basis[:size].mT, basis.new_empty(size)
-    torch.geqrf(vectors, out=(vectors, scales))
-    torch.linalg.householder_product(basis.mT, scales, out=basis.mT)
 
 
 def refreshed(state: State) -> State:

@@ -18,9 +18,13 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=st
 ERROR = {torch.float32: 1e-5, torch.float64: 1e-13}
 
 
-def orthonormalized(rows, size=None, entries=None):
+BY = pytest.mark.parametrize("by", ["compiled", "lapack"])
+
+
+def orthonormalized(rows, by, size=None, entries=None):
     """What becomes of rows in a room whose vectors have so many entries."""
-    room = Room(*rows.new_empty(2, entries or rows.numel()), reflect_by([Reflections(rows.dtype)]))
+    reflect = reflect_by([Reflections(rows.dtype)]) if by == "compiled" else None
+    room = Room(*rows.new_empty(2, entries or rows.numel()), reflect)
     result = rows.clone()
     reflections.orthonormalize_(result, size or len(rows), room)
     return result
@@ -35,16 +39,17 @@ def is_orthonormal(rows):
     return (rows @ rows.mT - eye).abs().max() < ERROR[rows.dtype]
 
 
+@BY
 @DTYPES
 @pytest.mark.parametrize(
     ("rows", "size", "entries"),
     [(1, 1, 1), (5, 5, 5), (5, 2, 25), (128, 128, 128), (129, 129, 20_000), (300, 300, 600),
      (300, 300, 60_000), (300, 100, 300), (300, 130, 60_000), (301, 257, 10_000)],
 )  # fmt: skip
-def test_each_row_is_in_the_span_of_those_up_to_it(rows, size, entries, dtype):
+def test_each_row_is_in_the_span_of_those_up_to_it(rows, size, entries, dtype, by):
     """However many rows are given, and however little room there is."""
     matrix = random(rows, dtype)
-    result = orthonormalized(matrix, size, entries)
+    result = orthonormalized(matrix, by, size, entries)
     assert is_orthonormal(result)
     products = matrix[:size] @ result.mT
     assert products.triu(1).abs().max() < ERROR[dtype] * products.abs().max()
@@ -55,9 +60,10 @@ def test_each_row_is_in_the_span_of_those_up_to_it(rows, size, entries, dtype):
     )
 
 
+@BY
 @DTYPES
 @pytest.mark.parametrize("kind", ["zero", "equal", "zero row", "zero column", "identity", "one"])
-def test_rows_that_depend_on_each_other(kind, dtype):
+def test_rows_that_depend_on_each_other(kind, dtype, by):
     matrix = {
         "zero": torch.zeros(140, 140, dtype=dtype),
         "equal": random(140, dtype)[:1].repeat(140, 1),
@@ -66,12 +72,13 @@ def test_rows_that_depend_on_each_other(kind, dtype):
         "identity": torch.eye(140, dtype=dtype),
         "one": torch.ones(140, 140, dtype=dtype).triu(),
     }[kind]
-    result = orthonormalized(matrix)
+    result = orthonormalized(matrix, by)
     assert is_orthonormal(result)
     products = matrix @ result.mT
     assert products.triu(1).abs().max() <= ERROR[dtype] * products.abs().max()
 
 
+@BY
 @pytest.mark.parametrize(
     ("dtype", "scale"),
     [
@@ -82,10 +89,19 @@ def test_rows_that_depend_on_each_other(kind, dtype):
     ],
     ids=str,
 )
-def test_squares_that_no_number_holds(dtype, scale):
+def test_squares_that_no_number_holds(dtype, scale, by):
     """The bases of gradients so small, or so large, are those of others."""
-    close(orthonormalized(random(140, dtype) * scale), orthonormalized(random(140, dtype)), 1e-2)
-    assert is_orthonormal(orthonormalized(random(140, dtype) * scale))
+    rows = random(140, dtype)
+    scaled = orthonormalized(rows * scale, by)
+    close(scaled, orthonormalized(rows, by), 1e-2)
+    assert is_orthonormal(scaled)
+
+
+@DTYPES
+def test_columns_that_lie_together_are_not_given_to_compiled_code(dtype):
+    matrix = random(140, dtype)
+    turned = matrix.mT.contiguous().mT
+    close(orthonormalized(turned, "compiled"), orthonormalized(matrix, "compiled"), 1e-2)
 
 
 @DTYPES
