@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from optimizers.core import Hyper, Option, Partner, Rule, Scalar, State, Values, at_least, ema
-from optimizers.parts import Core
+from optimizers.parts import Core, front
+from optimizers.pieces import fit
 from optimizers.precision import compute_dtype
 from optimizers.rules.ranges import beta, epsilon, learning_rate, weight_decay
 
@@ -110,18 +111,17 @@ def times(factor: Tensor, x: Tensor, tall: bool, out: Tensor | None = None) -> T
 class Work(NamedTuple):
     """Memory for what an iteration makes; None is new memory every time.
 
-    Four squares like Gram matrices. ``other`` is like X, and lies over all of them but the first,
-    or the first two if X is not long.
+    Four squares like Gram matrices, the last three of which are ``rest``, too.
     """
 
     squares: Sequence[Tensor | None] = (None,) * 4
-    other: Tensor | None = None
+    rest: Tensor | None = None
 
     @staticmethod
     def entries(shape: Sequence[int]) -> int:
         """How many a matrix of this shape needs."""
-        short, long = sorted((shape[0], prod(shape[1:])))
-        return short * max(4 * short, short + long)
+        short = min(shape[0], prod(shape[1:]))
+        return 4 * short * short
 
     @classmethod
     def on(cls, memory: Tensor | None, x: Tensor) -> Work:
@@ -132,19 +132,22 @@ class Work(NamedTuple):
         short = min(rows, columns)
         size = prod(stack) * short * short
         parts = torch.split(memory[: 4 * size], size)
-        squares = [part.view(*stack, short, short) for part in parts]
-        end = prod(stack) * cls.entries((rows, columns))
-        return cls(squares, memory[end - x.numel() : end].view(x.shape))
+        return cls([part.view(*stack, short, short) for part in parts], memory[size : 4 * size])
 
 
 NEW = Work()
 
 
 def by_products(
-    x: Tensor, hyper: Values, steps: int, tall: bool = False, work: Work = NEW
+    x: Tensor,
+    hyper: Values,
+    steps: int,
+    tall: bool = False,
+    work: Work = NEW,
+    other: Tensor | None = None,
 ) -> Tensor:
-    """The iteration as it is written; with work, in turns in its memory and in that of ``x``."""
-    own, other = (None, None) if work.other is None else (x, work.other)
+    """The iteration as it is written; by turns in ``other`` and where ``x`` was, if it is there."""
+    own = None if other is None else x
     for _ in range(steps):
         factor = polynomial(gram_of(x, tall, work.squares[0]), hyper, work.squares[1])
         x = combined(x, *((x, factor) if tall else (factor, x)), hyper.ns_a, out=other)
@@ -161,7 +164,15 @@ def by_grams(
     and all these matrices commute.
     """
     factor = composed(x, hyper, steps, tall, normed=normed, work=work)
-    return times(factor, x, tall, work.other)
+    if work.rest is None:
+        return times(factor, x, tall)
+    one_by_one = x.dim() > 2 and x[0].numel() <= len(work.rest)  # torch copies other parts
+    along = 0 if one_by_one else x.dim() - (2 if tall else 1)
+    size = fit(x.shape, along, len(work.rest))
+    for number, part in enumerate(torch.split(x, size, along)):
+        own = factor[number * size : (number + 1) * size] if one_by_one else factor
+        part.copy_(times(own, part, tall, front(work.rest, part.shape)))
+    return x
 
 
 def composed(
@@ -213,20 +224,24 @@ def orthogonalized(matrix: Tensor, hyper: Values, memory: Tensor | None = None) 
     """A matrix with the singular vectors of ``matrix``, which is overwritten, and singular values
     near 1; of a stack of matrices, each.
 
-    ``memory`` may hold what is needed, also the result: `Work.entries` for every matrix.
+    ``memory`` may hold what is needed: `Work.entries` for every matrix. The result then lies where
+    the matrix did.
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     short, long = sorted(matrix.shape[-2:])
     work = Work.on(memory, matrix)
     if long < LONG * short:
-        x = matrix.div_(at_least(matrix.norm(dim=(-2, -1), keepdim=True), hyper.eps))
-        return by_products(x, hyper, hyper.ns_steps, tall, work)
-    x = matrix
-    for number, steps in enumerate(runs(hyper.ns_steps, x.dtype)):
-        if number:
-            x = matrix.copy_(x)  # what it was in is free for the next product
-        x = by_grams(x, hyper, steps, tall, normed=number > 0, work=work)
-    return x
+        own = other = None
+        if work.rest is not None:  # which has room for a matrix behind a square
+            own, other = matrix, work.rest[-matrix.numel() :].view(matrix.shape)
+            if hyper.ns_steps % 2:  # so that it ends where it was
+                own, other = other, own
+        norm = at_least(matrix.norm(dim=(-2, -1), keepdim=True), hyper.eps)
+        x = torch.div(matrix, norm, out=own)
+        return by_products(x, hyper, hyper.ns_steps, tall, work, other)
+    for number, steps in enumerate(runs(hyper.ns_steps, matrix.dtype)):
+        matrix = by_grams(matrix, hyper, steps, tall, normed=number > 0, work=work)
+    return matrix
 
 
 def scale(rows: int, columns: int, adjust_lr_fn: str | None) -> float:

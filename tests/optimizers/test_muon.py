@@ -269,6 +269,8 @@ def test_memory_to_work_in_changes_nothing(shape, count, dtype):
         hyper = optimizers.get_rule("muon").values(ns_steps=steps)
         needed = count * muon.Work.entries(shape)
         memory = torch.full((needed + 5,), float("nan"), dtype=dtype)
-        found = muon.direction(stack.clone(), hyper, memory)
+        own = stack.clone()
+        found = muon.direction(own, hyper, memory)
+        assert found.data_ptr() == own.data_ptr(), "what has worked in memory may be written over"
         assert torch.equal(found, muon.direction(stack.clone(), hyper))
         assert memory[needed:].isnan().all()
