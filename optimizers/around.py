@@ -61,6 +61,11 @@ class Around:
         self.last = Repeated(self.after, computed)
         self.sizes: dict[float, list[float]] = {}
 
+    def lend(self, vector: Tensor) -> None:
+        """Memory that nobody needs while this prepares and applies."""
+        for own in (self.first, self.last):
+            own.memory.lend(vector)
+
     def prepare(self, piece: Piece, values: Tensor) -> None:
         """Fill in what comes before, and update the state of it."""
         whole = piece._replace(state={**piece.state, VALUES: values})
@@ -112,15 +117,20 @@ class Around:
 
 
 class Space:
-    """Memory that is made once for all parameters of a batch, as large as any of them needs."""
+    """Memory that is made once for all parameters of a batch, as large as any of them needs.
+
+    A stack of small ones may need more.
+    """
 
     def __init__(self, batch: Batch, need: Callable[[Piece], int]) -> None:
         self.most = max(map(need, batch.pieces()), default=0)
         self.memory = Memory()
 
-    def take(self, use: str, count: int, param: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    def take(
+        self, use: str, count: int, param: Tensor, dtype: torch.dtype, least: int = 0
+    ) -> list[Tensor]:
         """Vectors on the device of a parameter."""
-        return self.memory.take(use, count, param.new_empty(0, dtype=dtype), self.most)
+        return self.memory.take(use, count, param.new_empty(0, dtype=dtype), max(least, self.most))
 
 
 def around_core(batch: Batch, core: Core) -> Step:
@@ -132,8 +142,9 @@ def around_core(batch: Batch, core: Core) -> Step:
     def step(piece: Piece, noise: torch.Generator | None) -> None:
         param, dtype = piece.param, core.storage(piece.param, batch.hyper)
         values = like(param, *space.take("values", 1, param, dtype))
+        (memory,) = work.take("work", 1, param, dtype)
+        around.lend(memory)
         around.prepare(piece, values)
-        memory = work.take("work", 1, param, dtype)[0][: core.work(param.shape)]
         direction = core.whole(values.unsqueeze(0), batch.hyper, memory).squeeze(0)
         around.apply(piece, direction, noise)
 
@@ -194,7 +205,7 @@ def in_slices(batch: Batch, slices: Slices) -> Step:
 
     def step(piece: Piece, noise: torch.Generator | None) -> None:
         dtype = compute_dtype(piece.param.dtype)
-        first, second = space.take("parts", 2, piece.param, dtype)
+        first, second = space.take("parts", 2, piece.param, dtype, own.entries(piece))
         room = Room(first, second, batch.reflect if piece.param.is_cpu else None)
         store(piece.state, slices.begin(piece.state, hyper, piece.t, room))
         for part in own.parts(piece):

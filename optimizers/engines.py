@@ -16,7 +16,7 @@ from torch import Tensor
 from optimizers.around import Step, around_core, computed, in_blocks, in_slices
 from optimizers.batch import Batch, seen, step_part, store, store_part
 from optimizers.clipping import readable
-from optimizers.core import Scalar, State
+from optimizers.core import Rule, Scalar, State
 from optimizers.eager.repeated import Computed, Repeated
 from optimizers.pieces import Piece, chunks
 from optimizers.precision import compute_dtype, noise_source
@@ -31,14 +31,17 @@ def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> Non
     store(piece.state, shared)
 
 
-def step_stack(batch: Batch, indices: Sequence[int], step_entries: Step | None) -> None:
-    """Step small parameters of one shape together.
+def are_apart(rule: Rule, state: State) -> bool:
+    """Whether the entries of a parameter do not see each other."""
+    return rule.entrywise or (rule.slices is not None and not rule.slices.bases(state))
 
-    ``step_entries``, if there is one, steps entries that do not see each other.
-    """
+
+def step_stack(batch: Batch, indices: Sequence[int], step_alone: Step) -> None:
+    """Step small parameters of one shape together: as one, where entries do not see each other."""
     stack = gather(batch, indices)
-    if step_entries is not None and all(value.dim() > 1 for value in stack.state.values()):
-        step_entries(stack, None)
+    own = batch.states[indices[0]]
+    if are_apart(batch.rule, own) and all(value.dim() for value in own.values()):
+        step_alone(stack, None)
     else:
         state = step_part(batch, over_stack(batch.rule), stack)
         stack = stack._replace(state=state)
@@ -113,10 +116,8 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
     singles, together = stacks(batch, ordinary)
     for piece in sorted(map(batch.piece, singles), key=entries, reverse=True):
         step_alone(piece, None)  # the largest first: memory for it will do for all others
-    step_entries = step_alone if batch.rule.entrywise else None
-    del step_alone  # and what it keeps in memory
     for indices in together:
-        step_stack(batch, indices, step_entries)
+        step_stack(batch, indices, step_alone)
 
 
 def contribution(batch: Batch, part: Piece) -> Computed:

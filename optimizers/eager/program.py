@@ -46,6 +46,24 @@ class Memory:
     def __init__(self) -> None:
         self.whole: dict[object, list[Tensor]] = {}
         self.cut: dict[object, list[Tensor]] = {}
+        self.lent: Tensor | None = None
+
+    def lend(self, vector: Tensor) -> None:
+        """Memory for what is made from now on, as far as it goes; others use it at other times."""
+        if not self.whole:
+            self.lent = vector
+
+    def make(self, like: Tensor, size: int) -> Tensor:
+        """One vector."""
+        lent = self.lent
+        if (
+            lent is None
+            or size > len(lent)
+            or (lent.dtype, lent.device) != (like.dtype, like.device)
+        ):
+            return like.new_empty(size)
+        own, self.lent = lent[:size], lent[size:]
+        return own
 
     def take(self, use: str, count: int, like: Tensor, size: int) -> list[Tensor]:
         """Vectors of that many entries, of the dtype and device of another tensor."""
@@ -54,7 +72,7 @@ class Memory:
             whole = self.whole.get(key)
             if whole is None or any(vector.numel() < size for vector in whole):
                 whole, self.whole[key], self.cut = None, [], {}  # what is too small goes first
-                whole = self.whole[key] = [like.new_empty(size) for _ in range(count)]
+                whole = self.whole[key] = [self.make(like, size) for _ in range(count)]
             self.cut[key, size] = [vector[:size] for vector in whole]
         return self.cut[key, size]
 

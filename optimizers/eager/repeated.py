@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from optimizers.batch import Batch
 
 DECISIONS = 16  # programs of one kind that are kept; they differ in what was decided
+RECORDED = 2**10  # entries of a recording, which keeps all that is made of them
 KEPT = 2**20  # entries of a parameter whose values may wait for the next phase in memory
 SLIGHTLY = 1 - 2.0**-10  # what numbers are changed by to see what depends on them
 
@@ -108,39 +109,40 @@ class Repeated:
 
     def __init__(self, batch: Batch, compute: Compute) -> None:
         self.batch, self.compute = batch, compute
-        self.known: dict[object, tuple[Program | None, State]] = {}
+        self.known: dict[Hashable, tuple[Program | None, State]] = {}
         self.memory = Memory()
 
     def step(self, piece: Piece) -> Computed | None:
         """Step a parameter in place; its sums, and the new numbers of its state.
 
-        None: nothing is done, and it has to be stepped the ordinary way.
+        None: nothing is done, and it has to be stepped the ordinary way. So is a small one, but for
+        those that are like a large one before them.
         """
-        parts = cut(arrays(piece)) if self.fits(piece) else None
-        again, numbers = (None, {}) if parts is None else self.find(piece, parts[0])
-        if parts is None or again is None:
+        key = self.key(piece)
+        if key is None or (piece.param.numel() < LEAST and key not in self.known):
             return None
-        return Computed(None, numbers, again.run(parts, self.memory))
+        parts = cut(arrays(piece))
+        if parts is None:
+            return None
+        if key not in self.known:
+            self.known[key] = self.filled(piece, parts[0])
+        again, numbers = self.known[key]
+        return None if again is None else Computed(None, numbers, again.run(parts, self.memory))
 
-    def fits(self, piece: Piece) -> bool:
-        """Whether a piece is worth a recording, and all that belongs to it is of one kind."""
+    def key(self, piece: Piece) -> Hashable | None:
+        """What pieces have in common that are stepped alike; None for what cannot be repeated."""
         param, dtype = piece.param, compute_dtype(piece.param.dtype)
-        return (
-            param.numel() >= LEAST
-            and piece.compensation is None
+        numbers = [value for value in piece.state.values() if not value.dim()]
+        if not (
+            piece.compensation is None
             and not isinstance(piece.scale, Tensor)
             and all(t.shape == param.shape and t.dtype == dtype for t in arrays(piece))
-            and all(v.device.type == "cpu" for v in piece.state.values() if not v.dim())
-        )
-
-    def find(self, piece: Piece, first: Sequence[Tensor]) -> tuple[Program | None, State]:
-        """How a parameter is stepped, whose first piece is given, and new numbers of its state."""
-        now = tuple(value.item() for value in piece.state.values() if not value.dim())
-        key = (piece.t, piece.scale, piece.param.dim(), piece.param.dtype, piece.param.device,
-               is_kept(piece), *piece.state, *now)  # fmt: skip
-        if key not in self.known:
-            self.known[key] = self.filled(piece, first)
-        return self.known[key]
+            and all(number.device.type == "cpu" for number in numbers)
+        ):
+            return None
+        now = (number.item() for number in numbers)
+        return (piece.t, piece.scale, param.dim(), param.dtype, param.device,
+                is_kept(piece), *piece.state, *now)  # fmt: skip
 
     def filled(self, piece: Piece, first: Sequence[Tensor]) -> tuple[Program | None, State]:
         """A program with the numbers of this step, from a template if there can be one."""
@@ -183,8 +185,8 @@ class Repeated:
         self, piece: Piece, first: Sequence[Tensor], numbers: Sequence[Any], tape: Tape | None
     ) -> Recording | None:
         """What a step does to some entries of a piece."""
-        shape = (*[1] * (piece.param.dim() - 1), LEAST)
-        few = iter([tensor[:LEAST].view(shape) for tensor in first])
+        shape = (*[1] * (piece.param.dim() - 1), -1)
+        few = iter([tensor[:RECORDED].view(shape) for tensor in first])
         param, grad = next(few), next(few)
         state = {k: next(few) if v.dim() else v for k, v in piece.state.items()}
         part = piece._replace(param=param, grad=grad, state=state)

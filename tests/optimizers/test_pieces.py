@@ -10,6 +10,7 @@ from torch import nn
 
 import optimizers
 from optimizers import around, engines, stacks
+from optimizers.eager import program
 from optimizers.pieces import LEAST
 from optimizers.rules import adafactor, muon
 from optimizers.sharding import are_plain
@@ -55,11 +56,46 @@ def test_a_stack_of_many_entries_is_stepped_by_a_program(rule):
         torch.testing.assert_close(stacked, alone, rtol=1e-12, atol=1e-14)
 
 
-def test_half_precision_is_compensated_in_a_stack():
+@pytest.mark.parametrize("rule", ["sgd", "adamw", "lion", "adan"])
+def test_small_ones_take_the_program_of_a_large_one(rule, monkeypatch):
+    """If there is one of as many dimensions, and only then: what others do changes no bit."""
+    ran, real = [], program.Program.run
+    monkeypatch.setattr(
+        program.Program, "run", lambda *args: (ran.append(args[1][0][0].numel()), real(*args))[1]
+    )
+    for shapes, programs in (
+        (((200, 170), *[(6,)] * 4, (7, 5)), [200 * 170, 7 * 5, 4 * 6]),
+        ((*[(6,)] * 4, (7, 5)), []),
+        (((200 * 170,), (7, 5)), [200 * 170]),
+    ):
+        ran.clear()
+        found = run(rule, shapes, True, steps=1)
+        assert ran == programs
+        for alone, stacked in zip(run(rule, shapes, False, steps=1), found, strict=True):
+            torch.testing.assert_close(stacked, alone, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "soap"])
+def test_half_precision_is_compensated_in_a_stack(rule):
     shapes, arguments = ((5,),) * 4, {"dtype": torch.bfloat16, "steps": 40, "lr": 1e-4}
-    apart = run("adamw", shapes, False, **arguments)
-    for alone, stacked in zip(apart, run("adamw", shapes, True, **arguments), strict=True):
+    apart = run(rule, shapes, False, **arguments)
+    for alone, stacked in zip(apart, run(rule, shapes, True, **arguments), strict=True):
         assert torch.equal(stacked, alone)
+
+
+def test_memory_is_lent_as_far_as_it_goes():
+    memory, vector = program.Memory(), torch.zeros(10)
+    memory.lend(vector)
+    first, second = memory.take("buffers", 2, vector, 4)
+    (third,) = memory.take("kept", 1, vector, 4)
+    (other,) = memory.take("kept", 1, vector.double(), 2)
+    first.fill_(1)
+    second.fill_(2)
+    third.fill_(3)
+    other.fill_(4)
+    assert vector.tolist() == [1] * 4 + [2] * 4 + [0] * 2
+    memory.lend(torch.zeros(100))
+    assert memory.take("buffers", 2, vector, 4)[0].data_ptr() == vector.data_ptr()
 
 
 def test_stacks_hold_what_is_alike_and_fits(monkeypatch):

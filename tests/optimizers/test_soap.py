@@ -8,7 +8,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import optimizers
-from optimizers import around
+from optimizers import around, engines
 from optimizers.parts import Room
 from optimizers.rules import bases
 from tests.optimizers.helpers import LAYOUTS, drive, problem
@@ -116,6 +116,21 @@ def test_one_state_for_steps_alone_and_in_stacks():
         opt.step()
     close(twins[0], expected("soap", start, grads, **settings))
     close(twins[1], expected("soap", start, [grads[step] for step in together], **settings))
+
+
+@pytest.mark.parametrize("shape", [(7,), (40, 5), (5, 40)])
+def test_stacks_without_bases_are_stepped_in_place(shape, monkeypatch):
+    """As one vector, also where it is larger than all that are stepped alone."""
+    monkeypatch.setattr(engines, "over_stack", None)  # what is pure
+    start, grads = problem(shape, 4)
+    params = [nn.Parameter(start.clone()) for _ in range(50)]
+    opt = optimizers.create("soap", params, engine="eager", lr=0.02, max_precond_dim=4)
+    for grad in grads:
+        for param in params:
+            param.grad = grad.clone()
+        opt.step()
+    for param in params:
+        close(param, expected("soap", start, grads, lr=0.02, max_precond_dim=4))
 
 
 def most_made(opt):
