@@ -41,6 +41,7 @@ def memory(rule: str, engine: str, model: str) -> dict[str, Any]:
     Another optimizer of such a model has stepped before, so that what a process makes once is
     there: code, thread pools, kernels, and the buffers into which MKL packs products of matrices
     and which it keeps, as after a forward pass. ``later`` is what steps after the first need.
+    State is counted as a copy of it takes memory: large tensors have pages of their own.
     """
     shapes = models.MODELS[model]()
     other, _ = prepared(rule, engine, shapes)
@@ -57,8 +58,10 @@ def memory(rule: str, engine: str, model: str) -> dict[str, Any]:
         peaks.append(timing.resident(peak=True))
         timing.trim()
     tensors = [t for state in optimizer.state.values() for t in state.values()]
-    state = sum(tensor.nbytes for tensor in tensors)
-    first, later = (max(0, peak - before - state) for peak in peaks)
+    with_state = timing.resident()
+    copies = [tensor.clone() for tensor in tensors]
+    taken, state = timing.resident() - with_state, sum(copy.nbytes for copy in copies)
+    first, later = (max(0, peak - before - taken) for peak in peaks)
     return {"parameters": parameters, "state": state, "extra": max(first, later), "later": later}
 
 
