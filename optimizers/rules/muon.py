@@ -39,6 +39,7 @@ WORTH = 128  # of the shorter side: below, products are too small for bfloat16 t
 # Bytes of the Gram matrices that are iterated together, or of a quarter of X. Threads share one
 # product of a few hundred rows badly, of a stack each takes its own; but a stack is in memory.
 STACK = 2**19
+PART = 2**17  # entries of X that a product makes at least, as many short ones take long
 # Rounding leaves Gram matrices of singular matrices slightly indefinite, and each step makes that
 # a² times worse. In float32 1e-7 becomes 2e-2 in five, which is harmless; bfloat16 begins with 2e-3
 # of entries that are small at first, and has to go back to X after three steps and then every two.
@@ -111,7 +112,7 @@ def times(factor: Tensor, x: Tensor, tall: bool, out: Tensor | None = None) -> T
 class Work(NamedTuple):
     """Memory for what an iteration makes; None is new memory every time.
 
-    Four squares like Gram matrices, the last three of which are ``rest``, too.
+    Four squares like Gram matrices. ``rest`` is all behind the first.
     """
 
     squares: Sequence[Tensor | None] = (None,) * 4
@@ -120,8 +121,8 @@ class Work(NamedTuple):
     @staticmethod
     def entries(shape: Sequence[int]) -> int:
         """How many a matrix of this shape needs."""
-        short = min(shape[0], prod(shape[1:]))
-        return 4 * short * short
+        short, long = sorted((shape[0], prod(shape[1:])))
+        return short * short + max(3 * short * short, min(short * long, PART))
 
     @classmethod
     def on(cls, memory: Tensor | None, x: Tensor) -> Work:
@@ -132,7 +133,8 @@ class Work(NamedTuple):
         short = min(rows, columns)
         size = prod(stack) * short * short
         parts = torch.split(memory[: 4 * size], size)
-        return cls([part.view(*stack, short, short) for part in parts], memory[size : 4 * size])
+        squares = [part.view(*stack, short, short) for part in parts]
+        return cls(squares, memory[size : prod(stack) * cls.entries((rows, columns))])
 
 
 NEW = Work()

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from math import prod
 
 import pytest
 import torch
@@ -263,7 +264,10 @@ def test_a_stack_is_its_matrices_one_by_one():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(12, 12), (9, 30), (30, 9), (9, 18), (9, 17), (17, 9), (1, 5)])
 @pytest.mark.parametrize("count", [1, 3])
-def test_memory_to_work_in_changes_nothing(shape, count, dtype):
+@pytest.mark.parametrize("part", [muon.PART, 1])
+def test_memory_to_work_in_changes_nothing(shape, count, dtype, part, monkeypatch):
+    """Also where a product is made in parts."""
+    monkeypatch.setattr(muon, "PART", part)
     stack = torch.randn(count, *shape, generator=generator("memory"), dtype=dtype)
     for steps in (1, 2, 3, 4, 6):
         hyper = optimizers.get_rule("muon").values(ns_steps=steps)
@@ -274,3 +278,13 @@ def test_memory_to_work_in_changes_nothing(shape, count, dtype):
         assert found.data_ptr() == own.data_ptr(), "what has worked in memory may be written over"
         assert torch.equal(found, muon.direction(stack.clone(), hyper))
         assert memory[needed:].isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(1, 2**18), (2**17, 2), (3, 2**18)])
+def test_short_sides_do_not_make_many_products(shape, monkeypatch):
+    made, real = [], muon.times
+    monkeypatch.setattr(muon, "times", lambda *args: (made.append(args), real(*args))[1])
+    memory = torch.empty(muon.Work.entries(shape))
+    assert len(memory) < 0.6 * prod(shape)
+    muon.direction(torch.randn(1, *shape), optimizers.get_rule("muon").values(), memory)
+    assert len(made) < 20
