@@ -55,12 +55,8 @@ class Memory:
 
     def make(self, like: Tensor, size: int) -> Tensor:
         """One vector."""
-        lent = self.lent
-        if (
-            lent is None
-            or size > len(lent)
-            or (lent.dtype, lent.device) != (like.dtype, like.device)
-        ):
+        lent, kind = self.lent, (like.dtype, like.device)
+        if lent is None or len(lent) < size or (lent.dtype, lent.device) != kind:
             return like.new_empty(size)
         own, self.lent = lent[:size], lent[size:]
         return own

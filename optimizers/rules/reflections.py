@@ -3,7 +3,8 @@
 A block is I - V' T V and takes three products (Schreiber, Van Loan, "A storage-efficient WY
 representation for products of Householder transformations", 1989). LAPACK does the same, but needs
 memory of its own as large as the matrix, and finds the reflections of narrow blocks at a fiftieth
-of the speed of products: with compiled code for that, 1536 rows take three quarters of its time.
+of the speed of products: with compiled code for that, 1536 rows take two thirds to three
+quarters of its time.
 """
 
 from __future__ import annotations

@@ -15,10 +15,8 @@ from tests.optimizers.helpers import drive, generator, problem
 from tests.optimizers.test_engines import by_kernel, close, expected
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-ERROR = {torch.float32: 1e-5, torch.float64: 1e-13}
-
-
 BY = pytest.mark.parametrize("by", ["compiled", "lapack"])
+ERROR = {torch.float32: 1e-5, torch.float64: 1e-13}
 
 
 def orthonormalized(rows, by, size=None, entries=None):
