@@ -20,6 +20,8 @@ Array = npt.NDArray[np.float64]
 EXACT_SEEDS = 12  # all 2^n sign patterns up to here, a random sample of them beyond
 BCA_SEEDS = 30  # fewer, and the BCa interval covers less than 93 % even of normal values
 RANDOM_FLIPS = 9_999
+# What the eight bits of a byte stand for: looked up, random signs take a twentieth of the time.
+_SIGNS = 1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
 SEEDS_CAP = 100  # "more than 100 seeds" is the end of every power calculation
 _TIES = 1e-9  # of the largest possible statistic: two orders of summation must count as equal
 
@@ -70,9 +72,11 @@ def sign_patterns(n: int, rng: np.random.Generator) -> Array:
     """
     if n <= EXACT_SEEDS:
         return _all_patterns(n)
-    bits = rng.integers(0, 2, size=(RANDOM_FLIPS + 1, n))
-    bits[0] = 0
-    return np.where(bits == 1, -1.0, 1.0)
+    size = (RANDOM_FLIPS + 1) * n
+    octets = rng.integers(0, 256, -(-size // 8), dtype=np.uint8)
+    patterns: Array = np.take(_SIGNS, octets, axis=0).reshape(-1)[:size].reshape(-1, n)
+    patterns[0] = 1.0
+    return patterns
 
 
 @cache
@@ -121,15 +125,15 @@ def paired_tests(scores: Array, rng: np.random.Generator) -> PairTests:
     d = scores[first] - scores[second]
     seeds = np.isfinite(d).sum(axis=1)
     d = np.nan_to_num(d) / np.maximum(seeds, 1)[:, None]
-    statistic = np.abs(sign_patterns(n, rng) @ d.T)
-    observed = statistic[0] - _TIES * np.abs(d).sum(axis=1)
-    order = np.argsort(-observed, kind="stable")
-    running = np.maximum.accumulate(statistic[:, order[::-1]], axis=1)[:, ::-1]
-    stepped = np.maximum.accumulate((running >= observed[order]).mean(axis=0))
+    statistic = np.abs(d @ sign_patterns(n, rng).T)
+    observed = statistic[:, :1] - _TIES * np.abs(d).sum(axis=1, keepdims=True)
+    order = np.argsort(-observed[:, 0], kind="stable")
+    running = np.maximum.accumulate(statistic[order[::-1]])[::-1]
+    stepped = np.maximum.accumulate((running >= observed[order]).mean(axis=1))
     adjusted = np.empty(len(pairs))
     adjusted[order] = stepped
     difference = np.where(seeds > 0, d.sum(axis=1), np.nan)
-    return PairTests(pairs, seeds, difference, (statistic >= observed).mean(axis=0), adjusted)
+    return PairTests(pairs, seeds, difference, (statistic >= observed).mean(axis=1), adjusted)
 
 
 def few_seeds_test(differences: npt.ArrayLike, sd_floor: float) -> float:
