@@ -205,6 +205,13 @@ def _places(space: Space, points: Sequence[Point]) -> Array:
     return np.array([[d.fraction(p[d.name]) for d in space] for p in points], dtype=np.float64)
 
 
+def _snapped(space: Space, fractions: Array) -> Array:
+    """`_places` of the points at such fractions of the axes: in the middle of a listed value."""
+    counts = np.array([len(d.values) for d in space])
+    middle = (np.floor(fractions * counts) + 0.5) / np.maximum(counts, 1)
+    return np.where(counts, middle, fractions)
+
+
 def _model(space: Space, seen: Sequence[Observation], warp: Warp) -> Surrogate:
     from tuner.surrogate import fit
 
@@ -235,16 +242,13 @@ def _improve(
     moved = moved + widths * rng.normal(size=moved.shape)
     moved = 1 - np.abs(1 - np.abs(moved))  # reflected: clipped ones would crowd the edges
     everywhere = _covering(space, _COVERING, rng)
-    candidates = [
-        _point(space, place)
-        for place in np.clip(np.concatenate([everywhere, moved]), 0.0, 1.0 - 1e-9)
-    ]
-    tried = _places(space, candidates)
+    drawn = np.clip(np.concatenate([everywhere, moved]), 0.0, 1.0 - 1e-9)
+    tried = _snapped(space, drawn)
     gains = model.expected_improvement(tried, float(means.min()), 1 - length) * works(tried)
     # An axis that does not matter must not end on its bounds, where the model knows least.
     central = -np.abs(tried - 0.5).max(axis=1)
     central[gains < _AS_GOOD * gains.max()] = -np.inf
-    return candidates[int(np.argmax(central))]
+    return _point(space, drawn[int(np.argmax(central))])
 
 
 def _believing(

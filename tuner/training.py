@@ -23,7 +23,6 @@ from tuner import checkpoint
 from tuner.check import check
 from tuner.errors import TaskError, UsageError
 from tuner.layers import watch
-from tuner.lr_finder import lr_range
 from tuner.records import Evaluation, Failure, Job, LrCurve, Outcome
 from tuner.seeding import deterministic, restore_rng, rng_state
 from tuner.task import is_out_of_memory, one_line
@@ -310,6 +309,8 @@ def _check(job: Job, trace: Trace, report: Report) -> None:
 
 
 def _lr_range(job: Job, trace: Trace, report: Report) -> None:
+    from tuner.lr_finder import lr_range  # a quarter of a second to import, and few jobs need it
+
     def progress(step: int, steps: int) -> None:
         if not report(step, steps, None):
             raise _Stopped("cancelled")

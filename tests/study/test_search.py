@@ -4,13 +4,14 @@ import math
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.study.specs import ADAMW, CURVE, SGD, study_spec
 from tuner.observed import Observation, finite_values
-from tuner.search import estimates, promising, propose
+from tuner.search import _snapped, estimates, promising, propose
 from tuner.space import (
     Dimension,
     arm_space,
@@ -171,6 +172,13 @@ def test_a_value_survives_the_way_to_the_sampler_and_back(fraction: float) -> No
         value = axis.at(fraction)
         assert axis.contains(value)
         assert axis.value(axis.coordinate(value)) == pytest.approx(value)
+
+
+@given(fractions=st.lists(st.floats(0, 1, exclude_max=True), min_size=3, max_size=3))
+def test_candidates_lie_where_their_points_do(fractions: list[float]) -> None:
+    point = {axis.name: axis.at(f) for axis, f in zip(SPACE, fractions, strict=True)}
+    [snapped] = _snapped(SPACE, np.array([fractions]))
+    assert snapped == pytest.approx([axis.fraction(point[axis.name]) for axis in SPACE])
 
 
 def test_what_is_promoted_tells_different_things() -> None:

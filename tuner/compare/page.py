@@ -26,6 +26,9 @@ def image(figure: Figure) -> str:
     import matplotlib
 
     out = io.BytesIO()
+    if (layout := figure.get_layout_engine()) is not None:  # saving would draw twice for it
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     # A fixed salt and no date: the same study gives the same file.
     with matplotlib.rc_context({"svg.hashsalt": "tuner"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
