@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -59,14 +60,19 @@ def test_a_division_by_zero_is_left_to_a_new_recording():
     assert tape.again([0.0]) is None
 
 
-def trained(rule, changes, update=None, **arguments):
-    """A parameter of several pieces after steps before each of which the group changes."""
-    source = generator("tape", rule)
-    param = torch.randn(300, 200, generator=source, dtype=torch.float64).requires_grad_()
+@cache
+def noise(number):
+    """A parameter of several pieces, and the gradient of each step."""
+    return torch.randn(300, 200, generator=generator("tape", number), dtype=torch.float64)
+
+
+def trained(rule, changes, **arguments):
+    """A parameter after steps before each of which the group changes."""
+    param = noise(0).clone().requires_grad_()
     opt = optimizers.create(rule, [param], engine="eager", **arguments)
-    for change in changes:
+    for number, change in enumerate(changes, 1):
         opt.param_groups[0].update(change)
-        param.grad = torch.randn(param.shape, generator=source, dtype=torch.float64)
+        param.grad = noise(number)
         opt.step()
     return param.detach()
 
