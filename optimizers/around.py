@@ -6,6 +6,7 @@ own, and what it makes of them is the direction.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -25,7 +26,9 @@ PART = 2**19  # entries of a part, of which two are in memory; products of fewer
 LITTLE = 1e-3  # of a gradient is left: clipped before it is squared, or the square is no number
 ROWS = 2**20  # entries of rows of a matrix; each block costs calls for what it has in common
 
-Step = Callable[[Piece, torch.Generator | None], None]
+# Of parameters of one shape, of which there are several only if `at_once` says so.
+Step = Callable[[Sequence[Piece], torch.Generator | None], None]
+Single = Callable[[Piece, torch.Generator | None], None]
 
 
 def computed(batch: Batch, part: Piece) -> Computed:
@@ -136,25 +139,44 @@ class Space:
 def around_core(batch: Batch, core: Core) -> Step:
     """How parameters are stepped whose `Core` has to see all of them."""
     around = Around(batch, before_core)
-    space = Space(batch, lambda piece: piece.param.numel())
-    work = Space(batch, lambda piece: core.work(piece.param.shape))
+    found = Counter(param.shape for param in batch.params)
 
-    def step(piece: Piece, noise: torch.Generator | None) -> None:
-        param, dtype = piece.param, core.storage(piece.param, batch.hyper)
-        values = like(param, *space.take("values", 1, param, dtype))
+    def count(piece: Piece) -> int:
+        """How many parameters of a shape a stack has at most."""
+        return min(found[piece.param.shape], at_once(batch, piece))
+
+    space = Space(batch, lambda piece: count(piece) * piece.param.numel())
+    work = Space(batch, lambda piece: count(piece) * core.work(piece.param.shape))
+
+    def step(pieces: Sequence[Piece], noise: torch.Generator | None) -> None:
+        param = pieces[0].param
+        dtype = core.storage(param, batch.hyper)
+        (vector,) = space.take("values", 1, param, dtype)
         (memory,) = work.take("work", 1, param, dtype)
         around.lend(memory)
-        around.prepare(piece, values)
-        direction = core.whole(values.unsqueeze(0), batch.hyper, memory).squeeze(0)
-        around.apply(piece, direction, noise)
+        values = like(param, vector, len(pieces))
+        for piece, own in zip(pieces, values, strict=True):
+            around.prepare(piece, own)
+        directions = core.whole(values, batch.hyper, memory)
+        for piece, direction in zip(pieces, directions, strict=True):
+            around.apply(piece, direction, noise)
 
     return step
 
 
-def like(tensor: Tensor, memory: Tensor) -> Tensor:
-    """A part of a vector in the shape of a tensor, and in its layout if that has no holes."""
-    vector = memory[: tensor.numel()]
-    return vector.as_strided(tensor.shape, torch.empty_like(tensor, device="meta").stride())
+def at_once(batch: Batch, piece: Piece) -> int:
+    """How many parameters of one shape are best stepped at once."""
+    core, param = batch.rule.core, piece.param
+    if core is None or not param.numel():
+        return 1
+    return core.together(param.shape, core.storage(param, batch.hyper))
+
+
+def like(tensor: Tensor, memory: Tensor, count: int) -> Tensor:
+    """A stack at the beginning of a vector: of a tensor's shape, in its layout without holes."""
+    vector = memory[: count * tensor.numel()]
+    strides = torch.empty_like(tensor, device="meta").stride()
+    return vector.as_strided((count, *tensor.shape), (tensor.numel(), *strides))
 
 
 class InParts:
@@ -192,7 +214,7 @@ class InParts:
         return torch.mul(part.grad, part.scale, out=grad)
 
 
-def in_slices(batch: Batch, slices: Slices) -> Step:
+def in_slices(batch: Batch, slices: Slices) -> Single:
     """How parameters are stepped whose `Slices` share a state."""
 
     def cut(piece: Piece) -> tuple[int, int] | None:
@@ -242,7 +264,7 @@ def with_numbers(known: Known) -> Known:
     return {**known, **ready}
 
 
-def in_blocks(batch: Batch, blocks: Blocks) -> Step:
+def in_blocks(batch: Batch, blocks: Blocks) -> Single:
     """How parameters are stepped in `Blocks` that know the sums over all of them."""
 
     def cut(piece: Piece) -> tuple[int, int] | None:

@@ -13,14 +13,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from optimizers.around import Step, around_core, computed, in_blocks, in_slices
+from optimizers.around import (
+    Single,
+    Step,
+    around_core,
+    at_once,
+    computed,
+    in_blocks,
+    in_slices,
+)
 from optimizers.batch import Batch, seen, step_part, store, store_part
 from optimizers.clipping import readable
 from optimizers.core import Rule, Scalar, State
 from optimizers.eager.repeated import Computed, Repeated
 from optimizers.pieces import Piece, chunks
 from optimizers.precision import compute_dtype, noise_source
-from optimizers.stacks import gather, over_stack, scatter, scatter_state, stacks
+from optimizers.stacks import KIND, gather, over_stack, scatter, scatter_state, stacks
 
 
 def step_dense(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None:
@@ -41,7 +49,7 @@ def step_stack(batch: Batch, indices: Sequence[int], step_alone: Step) -> None:
     stack = gather(batch, indices)
     own = batch.states[indices[0]]
     if are_apart(batch.rule, own) and all(value.dim() for value in own.values()):
-        step_alone(stack, None)
+        step_alone([stack], None)
     else:
         state = step_part(batch, over_stack(batch.rule), stack)
         stack = stack._replace(state=state)
@@ -67,9 +75,20 @@ def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None
 
 
 def alone(batch: Batch) -> Step:
-    """How parameters of a batch are stepped one by one."""
+    """How parameters of a batch are stepped where they lie."""
     if batch.rule.core is not None:
         return around_core(batch, batch.rule.core)
+    single = one_by_one(batch)
+
+    def step(pieces: Sequence[Piece], noise: torch.Generator | None) -> None:
+        for piece in pieces:
+            single(piece, noise)
+
+    return step
+
+
+def one_by_one(batch: Batch) -> Single:
+    """How one parameter is stepped by a rule without a `Core`."""
     if batch.rule.slices is not None:
         return in_slices(batch, batch.rule.slices)
     if batch.rule.blocks is not None:
@@ -88,9 +107,14 @@ def alone(batch: Batch) -> Step:
     return step
 
 
-def entries(piece: Piece) -> int:
-    """How many a parameter has."""
-    return piece.param.numel()
+def in_order(batch: Batch, indices: Sequence[int]) -> Iterator[list[Piece]]:
+    """Parameters to step at once, the largest first: memory for them will do for all others."""
+    alike: dict[object, list[Piece]] = {}
+    for piece in map(batch.piece, indices):
+        alike.setdefault(KIND(piece.param), []).append(piece)
+    for pieces in sorted(alike.values(), key=lambda own: own[0].param.numel(), reverse=True):
+        most = at_once(batch, pieces[0])
+        yield from (pieces[start : start + most] for start in range(0, len(pieces), most))
 
 
 def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None:
@@ -110,12 +134,12 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
         if grad.is_sparse:
             step_rows(batch, batch.piece(index), noise)
         elif noise is not None:
-            step_alone(batch.piece(index), noise)
+            step_alone([batch.piece(index)], noise)
         else:
             ordinary.append(index)
     singles, together = stacks(batch, ordinary)
-    for piece in sorted(map(batch.piece, singles), key=entries, reverse=True):
-        step_alone(piece, None)  # the largest first: memory for it will do for all others
+    for pieces in in_order(batch, singles):
+        step_alone(pieces, None)
     for indices in together:
         step_stack(batch, indices, step_alone)
 

@@ -1,6 +1,7 @@
 """Muon: which parameters it takes, what it makes of a convolution, and its AdamW partner."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 import optimizers
+from optimizers.optimizer import make_class
 from optimizers.rules import muon
-from tests.optimizers.helpers import drive, generator, problem
+from tests.optimizers.helpers import LAYOUTS, drive, generator, problem
 from tests.optimizers.test_engines import close, expected
 
 
@@ -245,6 +247,33 @@ def test_matrices_of_one_shape_go_together(engine, monkeypatch):
         opt.step()
     for param, start, path in zip(params, starts, paths, strict=True):
         close(param, expected("muon", start, path[:3], lr=0.1, weight_decay=0.2))
+
+
+@pytest.mark.parametrize("shape", [(200, 180), (64, 64, 3, 3)], ids=str)
+def test_large_parameters_of_one_shape_go_together_in_whatever_layout_and_age(shape, monkeypatch):
+    short, long = sorted((shape[0], prod(shape[1:])))
+    monkeypatch.setattr(muon, "STACK", 2 * 8 * short * max(short, long // 4))
+    counts = []
+    whole = muon.CORE.whole
+    core = replace(
+        muon.CORE,
+        whole=lambda v, hyper, memory: (counts.append(len(v)), whole(v, hyper, memory))[1],
+    )
+    rule = replace(muon.MUON, core=core, partner=None)
+    starts, grads = zip(*(problem(shape, steps) for steps in (4, 5, 6)), strict=True)
+    layout = LAYOUTS["transposed" if len(shape) == 2 else "channels_last"]
+    params = [nn.Parameter(layout(start)) for start in starts]
+    make = partial(make_class(rule), lr=0.1, engine="eager", clip_norm=1e9)
+    together = make(params)
+    for step in range(4):  # the last one has its first gradient late
+        for param, own in zip(params[: 2 + step // 2], grads, strict=False):
+            param.grad = own[step].clone()
+        together.step()
+    assert counts == [2, 2, 2, 1, 2, 1]
+    for index, (start, own) in enumerate(zip(starts, grads, strict=True)):
+        alone = nn.Parameter(start.clone())
+        drive(make([alone]), alone, own[2 if index == 2 else 0 : 4])
+        torch.testing.assert_close(params[index], alone, rtol=1e-12, atol=1e-12)
 
 
 def test_a_stack_is_its_matrices_one_by_one():

@@ -213,7 +213,7 @@ def test_adafactors_shortcut_is_taken_where_it_is_exact(monkeypatch, kind):
     monkeypatch.setattr(around, "ROWS", 30)
     found = steps()
     assert len(passes) == (0 if kind in ("ordinary", "zeros") else 3 * 4)
-    monkeypatch.setattr(engines, "alone", lambda batch: partial(engines.step_dense, batch))
+    monkeypatch.setattr(engines, "one_by_one", lambda batch: partial(engines.step_dense, batch))
     torch.testing.assert_close(found, steps(), rtol=1e-12, atol=1e-14, equal_nan=True)
 
 
