@@ -26,8 +26,7 @@ PART = 2**19  # entries of a part, of which two are in memory; products of fewer
 LITTLE = 1e-3  # of a gradient is left: clipped before it is squared, or the square is no number
 ROWS = 2**20  # entries of rows of a matrix; each block costs calls for what it has in common
 
-# Of parameters of one shape, of which there are several only if `at_once` says so.
-Step = Callable[[Sequence[Piece], torch.Generator | None], None]
+Step = Callable[[Sequence[Piece], torch.Generator | None], None]  # of parameters of one shape
 Single = Callable[[Piece, torch.Generator | None], None]
 
 
@@ -141,14 +140,15 @@ def around_core(batch: Batch, core: Core) -> Step:
     around = Around(batch, before_core)
     found = Counter(param.shape for param in batch.params)
 
-    def count(piece: Piece) -> int:
-        """How many parameters of a shape a stack has at most."""
-        return min(found[piece.param.shape], at_once(batch, piece))
+    def together(param: Tensor) -> int:
+        """How many parameters of a shape make a stack at most."""
+        most = core.together(param.shape, core.storage(param, batch.hyper))
+        return min(found[param.shape], most)
 
-    space = Space(batch, lambda piece: count(piece) * piece.param.numel())
-    work = Space(batch, lambda piece: count(piece) * core.work(piece.param.shape))
+    space = Space(batch, lambda piece: together(piece.param) * piece.param.numel())
+    work = Space(batch, lambda piece: together(piece.param) * core.work(piece.param.shape))
 
-    def step(pieces: Sequence[Piece], noise: torch.Generator | None) -> None:
+    def step_stack(pieces: Sequence[Piece], noise: torch.Generator | None) -> None:
         param = pieces[0].param
         dtype = core.storage(param, batch.hyper)
         (vector,) = space.take("values", 1, param, dtype)
@@ -161,15 +161,12 @@ def around_core(batch: Batch, core: Core) -> Step:
         for piece, direction in zip(pieces, directions, strict=True):
             around.apply(piece, direction, noise)
 
+    def step(pieces: Sequence[Piece], noise: torch.Generator | None) -> None:
+        count = together(pieces[0].param)
+        for start in range(0, len(pieces), count):
+            step_stack(pieces[start : start + count], noise)
+
     return step
-
-
-def at_once(batch: Batch, piece: Piece) -> int:
-    """How many parameters of one shape are best stepped at once."""
-    core, param = batch.rule.core, piece.param
-    if core is None or not param.numel():
-        return 1
-    return core.together(param.shape, core.storage(param, batch.hyper))
 
 
 def like(tensor: Tensor, memory: Tensor, count: int) -> Tensor:

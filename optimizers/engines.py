@@ -13,15 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from optimizers.around import (
-    Single,
-    Step,
-    around_core,
-    at_once,
-    computed,
-    in_blocks,
-    in_slices,
-)
+from optimizers.around import Single, Step, around_core, computed, in_blocks, in_slices
 from optimizers.batch import Batch, seen, step_part, store, store_part
 from optimizers.clipping import readable
 from optimizers.core import Rule, Scalar, State
@@ -44,12 +36,12 @@ def are_apart(rule: Rule, state: State) -> bool:
     return rule.entrywise or (rule.slices is not None and not rule.slices.bases(state))
 
 
-def step_stack(batch: Batch, indices: Sequence[int], step_alone: Step) -> None:
+def step_stack(batch: Batch, indices: Sequence[int], step_in_place: Step) -> None:
     """Step small parameters of one shape together: as one, where entries do not see each other."""
     stack = gather(batch, indices)
     own = batch.states[indices[0]]
     if are_apart(batch.rule, own) and all(value.dim() for value in own.values()):
-        step_alone([stack], None)
+        step_in_place([stack], None)
     else:
         state = step_part(batch, over_stack(batch.rule), stack)
         stack = stack._replace(state=state)
@@ -74,7 +66,7 @@ def step_rows(batch: Batch, piece: Piece, noise: torch.Generator | None) -> None
         whole[key][index] = value
 
 
-def alone(batch: Batch) -> Step:
+def in_place(batch: Batch) -> Step:
     """How parameters of a batch are stepped where they lie."""
     if batch.rule.core is not None:
         return around_core(batch, batch.rule.core)
@@ -107,14 +99,12 @@ def one_by_one(batch: Batch) -> Single:
     return step
 
 
-def in_order(batch: Batch, indices: Sequence[int]) -> Iterator[list[Piece]]:
-    """Parameters to step at once, the largest first: memory for them will do for all others."""
+def by_shape(batch: Batch, indices: Sequence[int]) -> list[list[Piece]]:
+    """Parameters of one shape each, the largest first: memory for them will do for all others."""
     alike: dict[object, list[Piece]] = {}
     for piece in map(batch.piece, indices):
         alike.setdefault(KIND(piece.param), []).append(piece)
-    for pieces in sorted(alike.values(), key=lambda own: own[0].param.numel(), reverse=True):
-        most = at_once(batch, pieces[0])
-        yield from (pieces[start : start + most] for start in range(0, len(pieces), most))
+    return sorted(alike.values(), key=lambda own: own[0].param.numel(), reverse=True)
 
 
 def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None:
@@ -123,7 +113,7 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
     ``compiled`` may step a piece itself; it says whether it did.
     """
     ordinary = []
-    step_alone = alone(batch)
+    step_in_place = in_place(batch)
     for index, (param, grad) in enumerate(zip(batch.params, batch.grads, strict=True)):
         if not param.numel():  # norms and factors of nothing are not defined
             continue
@@ -134,14 +124,14 @@ def eager(batch: Batch, compiled: Callable[[Piece], bool] | None = None) -> None
         if grad.is_sparse:
             step_rows(batch, batch.piece(index), noise)
         elif noise is not None:
-            step_alone([batch.piece(index)], noise)
+            step_in_place([batch.piece(index)], noise)
         else:
             ordinary.append(index)
     singles, together = stacks(batch, ordinary)
-    for pieces in in_order(batch, singles):
-        step_alone(pieces, None)
+    for pieces in by_shape(batch, singles):
+        step_in_place(pieces, None)
     for indices in together:
-        step_stack(batch, indices, step_alone)
+        step_stack(batch, indices, step_in_place)
 
 
 def contribution(batch: Batch, part: Piece) -> Computed:

@@ -206,10 +206,12 @@ def _places(space: Space, points: Sequence[Point]) -> Array:
 
 
 def _snapped(space: Space, fractions: Array) -> Array:
-    """`_places` of the points at such fractions of the axes: in the middle of a listed value."""
-    counts = np.array([len(d.values) for d in space])
-    middle = (np.floor(fractions * counts) + 0.5) / np.maximum(counts, 1)
-    return np.where(counts, middle, fractions)
+    """`_places` of the points at these fractions, which differ where an axis lists its values."""
+    places = fractions.copy()
+    for axis, column in zip(space, places.T, strict=True):
+        if axis.values:
+            column[:] = [axis.fraction(axis.at(float(f))) for f in column]
+    return places
 
 
 def _model(space: Space, seen: Sequence[Observation], warp: Warp) -> Surrogate:

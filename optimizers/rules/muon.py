@@ -266,7 +266,8 @@ def momentum(
 def together(shape: Sequence[int], dtype: torch.dtype) -> int:
     """How many matrices of a shape to iterate together in a dtype."""
     short, long = sorted((shape[0], prod(shape[1:])))
-    return max(1, round(STACK / dtype.itemsize / (short * max(short, long / 4))))
+    entries = max(1, short * max(short, long / 4))
+    return max(1, round(STACK / dtype.itemsize / entries))
 
 
 def direction(values: Tensor, hyper: Values, memory: Tensor | None = None) -> Tensor:
